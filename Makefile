@@ -1,0 +1,49 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+ARGS ?=
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(STAMP) ## create .venv with the pinned packages
+
+# Debian's python3 comes without ensurepip.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || sh deploy/apt.sh python3-venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e '.[tasks]'
+	@touch $@
+
+demo: $(STAMP) ## run everything on this machine: page, web, worker, beat, broker
+	@exec $(BIN)/python -m deploy.demo $(ARGS)
+
+demo-check: $(STAMP) ## the same unattended: send events, check that each arrived
+	@$(BIN)/python -m deploy.demo --check $(ARGS)
+
+system: $(STAMP) # what the tests need and pip does not have
+	@command -v pushpin >/dev/null || sh deploy/apt.sh pushpin
+	@command -v chromium >/dev/null || sh deploy/apt.sh chromium
+
+test: system ## the whole suite, on real servers that it starts itself; ARGS for pytest
+	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m tests.support.postgres -- $(BIN)/python -m pytest tests/integration $(ARGS)
+
+lint: $(STAMP) ## ruff, migrations, system checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python manage.py makemigrations --check --dry-run --settings=tests.settings
+	$(BIN)/python manage.py check --fail-level WARNING --settings=tests.settings
+
+types: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what these targets made
+	rm -rf .venv var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help venv demo demo-check system test lint types format clean

@@ -1,0 +1,26 @@
+"""The ASGI entry: `uvicorn deploy.asgi:application --timeout-graceful-shutdown 3`.
+
+Without that option uvicorn waits for open streams to end, and they never do.
+"""
+
+from __future__ import annotations
+
+import os
+
+from django.conf import settings
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+from django.core.asgi import get_asgi_application
+from django.core.handlers.asgi import ASGIHandler
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deploy.settings")
+
+
+def _make_application() -> ASGIHandler:
+    application = get_asgi_application()
+    if settings.SERVE_STATIC:
+        handler: ASGIHandler = ASGIStaticFilesHandler(application)
+        return handler
+    return application
+
+
+application = _make_application()

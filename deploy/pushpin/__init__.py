@@ -1,0 +1,61 @@
+"""Pushpin's configuration, from the templates beside this file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from string import Template
+
+_HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PushpinConfig:
+    """What differs between installations.
+
+    Attributes:
+        directory: Where everything is written. Keep it short: unix sockets in it may
+            have paths of 107 bytes at most.
+        backend: host:port of the web process.
+        key: Secret of at least 32 bytes, shared with the application by GRIP_URL.
+        port: Where browsers connect.
+        publish_port: Where the relay publishes, by HTTP; the host and port of GRIP_URL.
+        zmq_port, sub_port, command_port: Pushpin opens these as well; unused here.
+        max_connections: Most clients. Each takes a file descriptor.
+        libdir: Where the package keeps internal.conf.
+        log_level: 0 errors, 1 warnings, 2 information.
+    """
+
+    directory: Path
+    backend: str
+    key: str
+    port: int = 7999
+    publish_port: int = 5561
+    zmq_port: int = 5560
+    sub_port: int = 5562
+    command_port: int = 5563
+    max_connections: int = 5000
+    libdir: str = "/usr/lib/pushpin"
+    log_level: int = 1
+
+    @property
+    def grip_url(self) -> str:
+        """The application's GRIP_URL."""
+        return f"http://127.0.0.1:{self.publish_port}/?key={self.key}"
+
+    def write(self) -> Path:
+        """Write pushpin.conf and routes, and return the former's path."""
+        for name in ("run", "log"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        values = dataclasses.asdict(self)
+        for name in ("routes", "pushpin.conf"):
+            template = Template((_HERE / f"{name}.template").read_text())
+            target = self.directory / name
+            target.touch(mode=0o600)
+            target.write_text(template.substitute(values))
+        return self.directory / "pushpin.conf"
+
+
+def command(config: Path) -> list[str]:
+    """Return the command that runs Pushpin in the foreground."""
+    return ["pushpin", f"--config={config}", "--merge-output"]

@@ -1,0 +1,41 @@
+"""`python -m deploy.pushpin`: write the configuration and become Pushpin.
+
+Environment: GRIP_URL (its port and key are used), BACKEND (host:port of the web process,
+default 127.0.0.1:8001), PUSHPIN_PORT (7999), PUSHPIN_DIR (a short path; by default a new
+temporary folder), PUSHPIN_MAX_CONNECTIONS (5000).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from deploy.pushpin import PushpinConfig, command
+
+
+def main() -> None:
+    """Write the configuration, and replace this process."""
+    url = urlsplit(os.environ.get("GRIP_URL", ""))
+    key = parse_qs(url.query).get("key", [""])[0]
+    if not key or not url.port:
+        sys.exit(
+            "Set GRIP_URL to http://127.0.0.1:5561/?key=… with 32 characters of key."
+        )
+    directory = os.environ.get("PUSHPIN_DIR") or tempfile.mkdtemp(prefix="pp-")
+    config = PushpinConfig(
+        directory=Path(directory),
+        backend=os.environ.get("BACKEND") or "127.0.0.1:8001",
+        key=key,
+        port=int(os.environ.get("PUSHPIN_PORT") or 7999),
+        publish_port=url.port,
+        max_connections=int(os.environ.get("PUSHPIN_MAX_CONNECTIONS") or 5000),
+    )
+    argv = command(config.write())
+    os.execvp(argv[0], argv)  # noqa: S606  a fixed command, without a shell
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The project's settings, all from the environment.
+
+SECRET_KEY             required unless DEBUG
+DEBUG                  1 or 0, default 0
+ALLOWED_HOSTS          comma-separated; with DEBUG also localhost
+CSRF_TRUSTED_ORIGINS   comma-separated, such as https://example.com
+HTTPS                  1 behind a proxy that ends TLS and sets X-Forwarded-Proto
+DATABASE_URL           postgres://… or sqlite:///file, default sqlite:///var/demo.sqlite3
+REDIS_URL              Redis or Valkey: Celery's broker, and the bus of direct streams
+REDIS_PREFIX           names used there, so that projects can share a server
+GRIP_URL               http://127.0.0.1:5561/?key=…: publish to Pushpin, and check with
+                       the key that streams come from it (GRIP_VERIFY=0: do not check)
+STATIC_ROOT            where collectstatic collects, default var/static
+SERVE_STATIC           1: the ASGI app serves static files itself, default DEBUG
+LOG_LEVEL              of eventstream and eventstream_tasks, default INFO
+DEMO_DIR               set by `python -m deploy.demo`: where page and supervisor talk
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from django.core.exceptions import ImproperlyConfigured
+
+from deploy.environment import get_bool, get_list, parse_database_url
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+DEBUG = get_bool("DEBUG")
+SECRET_KEY = os.environ.get("SECRET_KEY", "")
+if not SECRET_KEY:
+    if not DEBUG:
+        raise ImproperlyConfigured("Set SECRET_KEY, or DEBUG=1 for development.")
+    SECRET_KEY = "insecure-and-only-for-development-0123456789abcdef"  # noqa: S105
+
+ALLOWED_HOSTS = get_list("ALLOWED_HOSTS")
+CSRF_TRUSTED_ORIGINS = get_list("CSRF_TRUSTED_ORIGINS")
+if get_bool("HTTPS"):
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SESSION_COOKIE_SECURE = True
+    CSRF_COOKIE_SECURE = True
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_celery_beat",
+    "eventstream",
+    "eventstream_tasks",
+    "deploy.demo",
+]
+
+MIDDLEWARE = [
+    "django_grip.GripMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+ROOT_URLCONF = "deploy.urls"
+ASGI_APPLICATION = "deploy.asgi.application"
+WSGI_APPLICATION = "deploy.wsgi.application"
+
+DATABASES = {
+    "default": parse_database_url(
+        os.environ.get("DATABASE_URL") or "sqlite:///var/demo.sqlite3", base=BASE_DIR
+    )
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+
+STATIC_URL = "static/"
+STATIC_ROOT = os.environ.get("STATIC_ROOT") or BASE_DIR / "var" / "static"
+SERVE_STATIC = get_bool("SERVE_STATIC", default=DEBUG)
+
+# --- eventstream
+
+REDIS_URL = os.environ.get("REDIS_URL") or None
+REDIS_PREFIX = os.environ.get("REDIS_PREFIX", "")
+EVENTSTREAM_REDIS = REDIS_URL
+EVENTSTREAM_REDIS_PREFIX = f"{REDIS_PREFIX}eventstream:"
+
+GRIP_URL = os.environ.get("GRIP_URL") or None
+if GRIP_URL and not get_bool("GRIP_VERIFY", default=True):
+    # django-grip verifies with any key it finds.
+    GRIP_URL = GRIP_URL.partition("?")[0]
+
+# --- Celery
+
+CELERY_BROKER_URL = REDIS_URL or "redis://127.0.0.1:6379/0"
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 300,
+    # A killed worker's tasks come back after 10 s rather than 100.
+    "unacked_restore_interval": 10,
+    "unacked_restore_throttle": 1,
+}
+if REDIS_PREFIX:
+    CELERY_BROKER_TRANSPORT_OPTIONS["global_keyprefix"] = REDIS_PREFIX
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_MAX_LOOP_INTERVAL = 5
+CELERY_TIMEZONE = "UTC"
+
+# --- the demo
+
+DEMO_DIR = os.environ.get("DEMO_DIR") or None
+
+# --- logging
+
+LOG_LEVEL = os.environ.get("LOG_LEVEL") or "INFO"
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "short": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+    },
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": "short"},
+    },
+    "root": {"handlers": ["console"], "level": "WARNING"},
+    "loggers": {
+        "django": {"handlers": ["console"], "level": "WARNING", "propagate": False},
+        "eventstream": {"level": LOG_LEVEL},
+        "eventstream_tasks": {"level": LOG_LEVEL},
+    },
+}

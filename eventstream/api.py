@@ -1,0 +1,433 @@
+"""send_event and friends: what an application calls."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import json
+import unicodedata
+import warnings
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import router, transaction
+from django.db.models import Min
+
+from eventstream import channelmanager, conf
+from eventstream.dispatch import get_dispatcher
+from eventstream.exceptions import (
+    InvalidChannelError,
+    InvalidDataError,
+    InvalidEventError,
+    InvalidEventTypeError,
+    UnknownDatabaseError,
+)
+from eventstream.models import Cursor, DeadLetter, Event, EventKind
+from eventstream.positions import format_position
+from eventstream.signals import events_sent_unstored
+from eventstream.storage import (
+    OutboxRow,
+    alias_of,
+    get_storage,
+    join_users,
+    partition_of,
+)
+from eventstream.targets import get_targets
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+RESERVED_TYPES = frozenset(
+    {"stream-open", "stream-reset", "stream-error", "keep-alive"}
+)
+
+
+class EventState(enum.Enum):
+    """How far an event has come."""
+
+    UNNUMBERED = "unnumbered"  # committed (or about to be), without an id yet
+    UNDELIVERED = "undelivered"  # numbered, and not accepted by some target yet
+    CONFIRMED = "confirmed"  # accepted by every configured target
+    DEAD = "dead"  # refused for good by some target; its readers get it from the log
+    GONE = (
+        "gone"  # not stored: its transaction rolled back, or it is past the retention
+    )
+    UNSTORED = "unstored"  # best-effort: nobody knows
+
+
+@dataclass(frozen=True)
+class EventSpec:
+    """One event for send_events; the arguments of send_event."""
+
+    channel: str
+    event_type: str
+    data: Any
+    skip_user_ids: Collection[object] = field(default=())
+    json_encode: bool = True
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class SentEvent:
+    """A handle on an event that was sent.
+
+    Attributes:
+        id: Its primary key in the outbox; None for a best-effort event.
+        channel: The channel.
+        using: Database alias of the outbox.
+    """
+
+    id: int | None
+    channel: str
+    using: str
+
+    @property
+    def event_id(self) -> int | None:
+        """The event's id in its channel, None until it has one. One query."""
+        if self.id is None:
+            return None
+        rows = Event.objects.using(self.using).filter(pk=self.id)
+        return rows.values_list("eid", flat=True).first()
+
+    def state(self) -> EventState:
+        """Return how far the event has come, as of now. Up to three queries."""
+        if self.id is None:
+            return EventState.UNSTORED
+        rows = Event.objects.using(self.using).filter(pk=self.id)
+        row = rows.values_list("partition", "position").first()
+        if row is None:
+            return EventState.GONE
+        partition, position = row
+        if position is None:
+            return EventState.UNNUMBERED
+        names = list(get_targets())
+        cursors = Cursor.objects.using(self.using).filter(
+            partition=partition, target__in=names
+        )
+        watermark = cursors.aggregate(mark=Min("watermark"))["mark"]
+        if watermark is not None and watermark < position:
+            return EventState.UNDELIVERED
+        letters = DeadLetter.objects.using(self.using).filter(event_id=self.id)
+        return EventState.DEAD if letters.exists() else EventState.CONFIRMED
+
+
+def send_event(
+    channel: str,
+    event_type: str,
+    data: Any,
+    skip_user_ids: Collection[object] | None = None,
+    async_publish: bool | None = None,
+    json_encode: bool = True,
+    *,
+    idempotency_key: str | None = None,
+    using: str | None = None,
+) -> SentEvent:
+    """Send one event to whoever reads the channel, once the transaction commits.
+
+    The event is written in the caller's transaction, by a single INSERT: if that rolls
+    back, nobody ever hears of it. On commit a worker is asked to publish it; if that
+    fails, the sweep publishes it. Two events sent one after the other by one thread reach
+    every reader in that order.
+
+    Args:
+        channel: 1 to 255 characters, no control characters.
+        event_type: The `event:` field; "message" is what `onmessage` receives.
+        data: Anything that Django's JSON encoder takes; with json_encode=False a string.
+        skip_user_ids: Primary keys of users who are not to receive it.
+        async_publish: Deprecated, no effect: publishing never holds up the caller.
+        json_encode: Whether to encode the data as JSON.
+        idempotency_key: A second event of the channel with the same key within the
+            retention is not written; the handle returned is that of the first.
+        using: Database alias; by default what the database router says for Event.
+
+    Returns:
+        A handle whose state can be asked later.
+
+    Raises:
+        InvalidEventError: Some argument is wrong. Nothing was written.
+        UnknownDatabaseError: The alias is not in EVENTSTREAM_DATABASES.
+    """
+    if async_publish is not None:
+        warnings.warn(
+            "async_publish has no effect and will be removed: events are always "
+            "published by a worker, after the commit.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    spec = EventSpec(
+        channel, event_type, data, skip_user_ids or (), json_encode, idempotency_key
+    )
+    return send_events([spec], using=using)[0]
+
+
+async def asend_event(
+    channel: str,
+    event_type: str,
+    data: Any,
+    skip_user_ids: Collection[object] | None = None,
+    *,
+    json_encode: bool = True,
+    idempotency_key: str | None = None,
+    using: str | None = None,
+) -> SentEvent:
+    """Do what send_event does, from async code."""
+    return await sync_to_async(send_event)(
+        channel,
+        event_type,
+        data,
+        skip_user_ids,
+        json_encode=json_encode,
+        idempotency_key=idempotency_key,
+        using=using,
+    )
+
+
+def send_events(
+    specs: Iterable[EventSpec], *, using: str | None = None
+) -> list[SentEvent]:
+    """Send many events, in this order, with as few statements as possible.
+
+    All are checked before any is written, and written in one transaction.
+
+    Returns:
+        A handle for each, in the same order.
+
+    Raises:
+        InvalidEventError: Some argument is wrong. Nothing was written.
+        UnknownDatabaseError: The alias is not in EVENTSTREAM_DATABASES.
+    """
+    events = [(spec, _make_event(spec)) for spec in specs]
+    stored: dict[str, list[Event]] = {}
+    unstored: dict[str, list[Event]] = {}
+    aliases = []
+    keys: set[tuple[str, str]] = set()
+    for spec, event in events:
+        alias = _resolve_alias(spec.channel, using)
+        aliases.append(alias)
+        is_stored = channelmanager.is_reliable(spec.channel)
+        if spec.idempotency_key is not None:
+            if not is_stored:
+                raise InvalidEventError(
+                    f"idempotency_key: channel {spec.channel!r} is best-effort, so "
+                    "nothing is stored to compare the key with. Leave it out."
+                )
+            keys.add((spec.channel, spec.idempotency_key))
+        (stored if is_stored else unstored).setdefault(alias, []).append(event)
+    for alias, rows in stored.items():
+        _append(alias, rows, has_keys=bool(keys))
+    for alias, rows in unstored.items():
+        transaction.on_commit(
+            functools.partial(_publish_unstored, [_as_row(row) for row in rows]),
+            using=alias,
+            robust=True,
+        )
+    return [
+        SentEvent(event.pk, event.channel, alias)
+        for (_, event), alias in zip(events, aliases, strict=True)
+    ]
+
+
+def channel_permission_changed(
+    user: AbstractBaseUser | AnonymousUser | None,
+    channel: str,
+    *,
+    using: str | None = None,
+) -> None:
+    """Tell open streams that a user's permission for a channel may have changed.
+
+    Call it in the transaction that changes the permission, after the change. If the user
+    may not read the channel now, the user's streams of it are closed with a stream-error,
+    by the same outbox as events: not before the commit, and not lost.
+
+    Raises:
+        InvalidChannelError: The channel name is wrong.
+        UnknownDatabaseError: The alias is not in EVENTSTREAM_DATABASES.
+    """
+    check_channel(channel)
+    alias = _resolve_alias(channel, using)
+    if user is None or user.pk is None:
+        return  # anonymous streams have no user to be closed by; links ask again
+    if not channelmanager.refused_channels(user, [channel]):  # type: ignore[arg-type]
+        return
+    kick = Event(
+        kind=EventKind.KICK,
+        partition=partition_of(channel),
+        channel=channel,
+        type="kick",
+        data=str(user.pk),
+    )
+    with transaction.atomic(using=alias):
+        get_storage().append(alias, [kick])
+        _wake_on_commit(alias, {kick.partition})
+
+
+def get_current_event_id(channels: Collection[str], *, using: str | None = None) -> str:
+    """Return the current position in the channels, for `lastEventId`.
+
+    Read it before the state that the page shows, or in one snapshot with it: read
+    afterwards, an event in between is neither in the state nor in the stream.
+
+    Raises:
+        InvalidChannelError: A channel name is wrong, or there is none.
+    """
+    if isinstance(channels, str) or not channels:
+        raise InvalidChannelError("channels must be a non-empty list of channel names")
+    by_alias: dict[str, list[str]] = {}
+    for channel in channels:
+        check_channel(channel)
+        if channelmanager.is_reliable(channel):
+            by_alias.setdefault(using or alias_of(channel), []).append(channel)
+    positions: dict[str, int] = {}
+    for alias, names in by_alias.items():
+        positions |= get_storage().current_ids(alias, names)
+    return format_position(positions)
+
+
+def check_channel(channel: object) -> str:
+    """Return the channel name if it can be one.
+
+    Raises:
+        InvalidChannelError: Says what is wrong with it.
+    """
+    return _check_name(channel, "channel", conf.MAX_CHANNEL_LENGTH, InvalidChannelError)
+
+
+def _check_name(
+    value: object, what: str, limit: int, error: type[InvalidEventError]
+) -> str:
+    if not isinstance(value, str):
+        raise error(f"{what} must be a string, not {type(value).__name__}")
+    if not value:
+        raise error(f"{what} must not be empty")
+    if len(value) > limit:
+        raise error(f"{what} has {len(value)} characters, the most is {limit}")
+    for character in value:
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+            raise error(f"{what} {value[:80]!r} has the character {character!r}")
+    return value
+
+
+def _make_event(spec: EventSpec) -> Event:
+    channel = check_channel(spec.channel)
+    event_type = _check_name(
+        spec.event_type,
+        "event_type",
+        conf.MAX_EVENT_TYPE_LENGTH,
+        InvalidEventTypeError,
+    )
+    if event_type in RESERVED_TYPES:
+        raise InvalidEventTypeError(f"event_type {event_type!r} is the protocol's own")
+    key = spec.idempotency_key
+    if key is not None:
+        _check_name(key, "idempotency_key", 255, InvalidEventError)
+    return Event(
+        partition=partition_of(channel),
+        channel=channel,
+        type=event_type,
+        data=_encode(spec),
+        skip_users=_skip_users(spec.skip_user_ids),
+        idempotency_key=key,
+    )
+
+
+def _encode(spec: EventSpec) -> str:
+    data = spec.data
+    if spec.json_encode:
+        try:
+            data = json.dumps(data, cls=DjangoJSONEncoder, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidDataError(
+                f"data for channel {spec.channel!r} cannot be encoded: {error}"
+            ) from error
+    elif not isinstance(data, str):
+        raise InvalidDataError(
+            f"data must be a string with json_encode=False, not {type(data).__name__}"
+        )
+    try:
+        size = len(data.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidDataError(f"data is not valid Unicode: {error}") from error
+    if "\0" in data:
+        raise InvalidDataError("data has a NUL character; encode it as JSON")
+    limit = conf.get_options().max_event_bytes
+    if size > limit:
+        raise InvalidDataError(
+            f"data has {size:,} bytes, the most is EVENTSTREAM_MAX_EVENT_BYTES = "
+            f"{limit:,}. Send a reference to it instead."
+        )
+    return data
+
+
+def _skip_users(user_ids: Collection[object]) -> str:
+    if isinstance(user_ids, str):
+        raise InvalidEventError("skip_user_ids must be a list of ids, not a string")
+    text = join_users(user_ids)
+    if text.count(",") != len({str(user) for user in user_ids}) + 1 and text:
+        raise InvalidEventError("skip_user_ids: an id must not contain a comma")
+    if text:
+        _check_name(text, "skip_user_ids", 100_000, InvalidEventError)
+    return text
+
+
+def _resolve_alias(channel: str, using: str | None) -> str:
+    alias = using or router.db_for_write(Event, channel=channel)
+    databases = conf.get_options().databases
+    if alias not in databases:
+        raise UnknownDatabaseError(
+            f"{alias!r} is not in EVENTSTREAM_DATABASES {list(databases)!r}: its outbox "
+            "would never be emptied. Add it there, or pass using=."
+        )
+    return alias
+
+
+def _append(alias: str, events: Sequence[Event], *, has_keys: bool) -> None:
+    storage = get_storage()
+    if not has_keys and len(events) == 1:
+        storage.append(alias, events)
+    else:
+        with transaction.atomic(using=alias):
+            _append_all(alias, events, has_keys=has_keys)
+    _wake_on_commit(alias, {event.partition for event in events})
+
+
+def _append_all(alias: str, events: Sequence[Event], *, has_keys: bool) -> None:
+    storage = get_storage()
+    if not has_keys:
+        storage.append(alias, events)
+        return
+    for event in events:  # one by one: the order of primary keys is the order of ids
+        if event.idempotency_key is None:
+            storage.append(alias, [event])
+        else:
+            event.pk = storage.append_once(alias, event).pk
+
+
+def _wake_on_commit(alias: str, partitions: Collection[int]) -> None:
+    transaction.on_commit(
+        functools.partial(_wake, alias, partitions), using=alias, robust=True
+    )
+
+
+def _wake(alias: str, partitions: Collection[int]) -> None:
+    get_dispatcher().wake(alias, partitions)
+
+
+def _publish_unstored(rows: list[OutboxRow]) -> None:
+    events_sent_unstored.send_robust(OutboxRow, rows=rows)
+    get_dispatcher().publish_unstored(rows)
+
+
+def _as_row(event: Event) -> OutboxRow:
+    return OutboxRow(
+        id=0,
+        position=0,
+        kind=EventKind.EVENT,
+        channel=event.channel,
+        eid=None,
+        type=event.type,
+        data=event.data,
+        skip_users=event.skip_users,
+    )

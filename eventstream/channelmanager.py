@@ -1,0 +1,94 @@
+"""Which channels a request asks for, may read, and are reliable."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from django.http import HttpRequest
+
+from eventstream import conf
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser
+
+
+@runtime_checkable
+class Authorizer(Protocol):
+    """An authorizer of release 1.1."""
+
+    def can_read_channel(self, user: AbstractBaseUser | None, channel: str) -> bool: ...
+
+
+class ChannelManagerBase:
+    """The extension point. Subclass DefaultChannelManager and override what differs."""
+
+    def get_channels_for_request(
+        self, request: HttpRequest, view_kwargs: Mapping[str, Any]
+    ) -> Collection[str]:
+        """Return the channels that the request asks for."""
+        raise NotImplementedError
+
+    def can_read_channel(self, user: AbstractBaseUser | None, channel: str) -> bool:
+        """Say whether the user (None: anonymous) may read the channel."""
+        raise NotImplementedError
+
+    def is_channel_reliable(self, channel: str) -> bool:
+        """Say whether events of the channel are stored, numbered and replayable."""
+        raise NotImplementedError
+
+
+class DefaultChannelManager(ChannelManagerBase):
+    """Channels from the view's keywords, else from the query; all readable and reliable."""
+
+    def get_channels_for_request(
+        self, request: HttpRequest, view_kwargs: Mapping[str, Any]
+    ) -> Collection[str]:
+        if "format-channels" in view_kwargs:
+            formats = view_kwargs["format-channels"]
+            return {template.format(**view_kwargs) for template in formats}
+        if "channels" in view_kwargs:
+            return set(view_kwargs["channels"])
+        if "channel" in view_kwargs:
+            return {view_kwargs["channel"]}
+        return set(request.GET.getlist("channel"))
+
+    def can_read_channel(self, user: AbstractBaseUser | None, channel: str) -> bool:
+        path = conf.get_options().authorizer_class
+        if path is None:
+            return True
+        authorizer: Authorizer = conf.load(path)
+        return authorizer.can_read_channel(user, channel)
+
+    def is_channel_reliable(self, channel: str) -> bool:
+        return True
+
+
+def get_channelmanager() -> ChannelManagerBase:
+    """Return the channel manager that the settings name."""
+    manager: ChannelManagerBase = conf.load(conf.get_options().channelmanager_class)
+    return manager
+
+
+def is_reliable(channel: str) -> bool:
+    """Say whether the channel is stored: by its manager, and by the settings."""
+    if conf.get_options().storage_class is None:
+        return False
+    return get_channelmanager().is_channel_reliable(channel)
+
+
+def refused_channels(
+    user: AbstractBaseUser | None, channels: Collection[str]
+) -> list[str]:
+    """Return those of the channels that the user may not read, sorted."""
+    can_read = get_channelmanager().can_read_channel
+    return sorted(name for name in channels if not can_read(user, name))
+
+
+def asks_permissions() -> bool:
+    """Say whether anything here can refuse a channel: if not, nobody need ask again."""
+    manager = get_channelmanager()
+    is_default = (
+        type(manager).can_read_channel is DefaultChannelManager.can_read_channel
+    )
+    return not is_default or conf.get_options().authorizer_class is not None

@@ -1,0 +1,158 @@
+"""System checks: every wrong or missing setting, with what to do about it.
+
+| id                | level   | what                                              |
+|-------------------|---------|---------------------------------------------------|
+| eventstream.E001  | error   | a setting has a value that it cannot have         |
+| eventstream.E002  | error   | an unknown EVENTSTREAM_… setting                  |
+| eventstream.E003  | error   | GRIP is configured, and GripMiddleware is missing |
+| eventstream.E004  | error   | a database alias that is not in DATABASES         |
+| eventstream.E005  | error   | a database that cannot number events              |
+| eventstream.W001  | warning | neither a bus nor a GRIP proxy                    |
+| eventstream.W002  | warning | WSGI only, and no GRIP proxy                      |
+| eventstream.W003  | warning | SQLite in a transaction mode other than IMMEDIATE |
+| eventstream.W004  | warning | BATCH_BYTES too small for MAX_EVENT_BYTES         |
+| eventstream.W005  | warning | a GRIP proxy without a key                        |
+| eventstream.W006  | warning | the sweep has not run lately (--database)         |
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004
+from django.db import DatabaseError, connections
+from django.db.models.functions import Now
+
+from eventstream import conf
+from eventstream.models import Job
+from eventstream.storage import SUPPORTED_VENDORS
+
+GRIP_MIDDLEWARE = "django_grip.GripMiddleware"
+SWEEP_JOB = "republish"
+SWEEP_OVERDUE_SECONDS = 300
+
+
+@register("eventstream")
+def check_settings(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check every EVENTSTREAM_… setting against its table."""
+    found: list[CheckMessage] = []
+    known = {f"EVENTSTREAM_{setting.name}" for setting in conf.SETTINGS}
+    for setting in conf.SETTINGS:
+        problem = setting.check(setting.value())
+        if problem is not None:
+            text = f"EVENTSTREAM_{setting.name} {problem}."
+            found.append(Error(text, hint=setting.help, id="eventstream.E001"))
+    for name in dir(settings):
+        if not name.startswith("EVENTSTREAM_") or name in known:
+            continue
+        if name.startswith("EVENTSTREAM_TASKS_"):
+            continue
+        hint = "The settings are: " + ", ".join(sorted(known)) + "."
+        text = f"{name} is not a setting of eventstream."
+        found.append(Error(text, hint=hint, id="eventstream.E002"))
+    if found:
+        return found
+    found += _check_databases()
+    found += _check_grip()
+    found += _check_holding()
+    options = conf.get_options()
+    if options.batch_bytes < options.max_event_bytes * 2 + 2000:
+        hint = "JSON in JSON can double its size. A larger event would be refused."
+        text = "EVENTSTREAM_BATCH_BYTES is less than twice EVENTSTREAM_MAX_EVENT_BYTES."
+        found.append(Warning(text, hint=hint, id="eventstream.W004"))
+    return found
+
+
+def _check_databases() -> Iterable[CheckMessage]:
+    for alias in conf.get_options().databases:
+        if alias not in connections.settings:
+            text = f"EVENTSTREAM_DATABASES names {alias!r}, which is not in DATABASES."
+            yield Error(text, hint="Correct the alias.", id="eventstream.E004")
+            continue
+        connection = connections[alias]
+        if connection.vendor not in SUPPORTED_VENDORS:
+            text = f"Database {alias!r} is {connection.vendor}."
+            hint = "Keep the outbox on PostgreSQL or SQLite: see EVENTSTREAM_DATABASES."
+            yield Error(text, hint=hint, id="eventstream.E005")
+        options = connection.settings_dict.get("OPTIONS", {})
+        mode = str(options.get("transaction_mode", "")).upper()
+        if connection.vendor == "sqlite" and mode != "IMMEDIATE":
+            text = f"SQLite database {alias!r} does not begin transactions IMMEDIATE."
+            hint = (
+                'Set OPTIONS = {"transaction_mode": "IMMEDIATE", "timeout": 20, '
+                '"init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}: '
+                'otherwise concurrent writers get "database is locked".'
+            )
+            yield Warning(text, hint=hint, id="eventstream.W003")
+
+
+def _check_grip() -> Iterable[CheckMessage]:
+    proxies = conf.grip_proxies()
+    if proxies and GRIP_MIDDLEWARE not in settings.MIDDLEWARE:
+        text = f"GRIP_URL or GRIP_PROXIES is set, and {GRIP_MIDDLEWARE} is missing."
+        hint = f"Put {GRIP_MIDDLEWARE!r} first in MIDDLEWARE."
+        yield Error(text, hint=hint, id="eventstream.E003")
+    for proxy in proxies:
+        if not any(proxy.get(key) for key in ("key", "verify_key")) and not getattr(
+            settings, "GRIP_VERIFY_KEY", None
+        ):
+            text = f"The GRIP proxy {proxy['control_uri']} has no key."
+            hint = (
+                "Anyone could pretend to be the proxy and read whole streams. Give the "
+                "proxy a sig_key and add it: GRIP_URL = 'http://…?key=…'."
+            )
+            yield Warning(text, hint=hint, id="eventstream.W005")
+
+
+def _check_holding() -> Iterable[CheckMessage]:
+    if conf.grip_proxies():
+        return
+    if conf.redis_arguments() is None:
+        text = "Neither a GRIP proxy nor a Redis bus is configured."
+        hint = (
+            "Streams look at the database twice a second. Set EVENTSTREAM_REDIS, or "
+            "GRIP_URL, for events to arrive at once."
+        )
+        yield Warning(text, hint=hint, id="eventstream.W001")
+    has_wsgi = getattr(settings, "WSGI_APPLICATION", None)
+    if has_wsgi and not getattr(settings, "ASGI_APPLICATION", None):
+        text = "The project names a WSGI application, no ASGI application and no proxy."
+        hint = (
+            "Streams need one: serve by ASGI and set ASGI_APPLICATION, or set GRIP_URL. "
+            "Under WSGI alone /events/ answers 501."
+        )
+        yield Warning(text, hint=hint, id="eventstream.W002")
+
+
+@register(Tags.database)
+def check_sweep(
+    app_configs: Sequence[AppConfig] | None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    """Check that beat and a worker are at work. Runs with `check --database`."""
+    found: list[CheckMessage] = []
+    for alias in databases or []:
+        if alias not in conf.get_options().databases:
+            continue
+        limit = Now() - datetime.timedelta(seconds=SWEEP_OVERDUE_SECONDS)
+        rows = Job.objects.using(alias).filter(name=SWEEP_JOB, finished_at__gte=limit)
+        try:
+            has_run = rows.exists()
+        except DatabaseError:
+            continue  # not migrated yet
+        if not has_run:
+            text = f"No sweep of database {alias!r} in the last five minutes."
+            hint = (
+                "Start a worker and a beat: `celery -A <project> worker -Q celery,"
+                "eventstream` and `celery -A <project> beat -S django`. Without them "
+                "events whose publishing failed wait for the next one."
+            )
+            found.append(Warning(text, hint=hint, id="eventstream.W006"))
+    return found

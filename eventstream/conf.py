@@ -1,0 +1,262 @@
+"""Every setting of this app: name, type, default, unit, reason.
+
+`conf.options` is read anew whenever Django's `setting_changed` says so, hence works with
+`override_settings`. A wrong value is reported by `manage.py check` (see checks.py) and
+raises ImproperlyConfigured at first use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, cast
+
+from django.apps import apps
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+MAX_CHANNEL_LENGTH = 255
+MAX_EVENT_TYPE_LENGTH = 255
+DEFAULT_STORAGE = "eventstream.storage.DjangoModelStorage"
+DEFAULT_CHANNELMANAGER = "eventstream.channelmanager.DefaultChannelManager"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One EVENTSTREAM_… setting.
+
+    Attributes:
+        name: Without the prefix.
+        default: A value, or a function that makes one.
+        help: Unit and reason, in a sentence.
+        check: Returns what is wrong with a value, or None.
+    """
+
+    name: str
+    default: object
+    help: str
+    check: Callable[[object], str | None]
+
+    def value(self) -> Any:
+        """Return what the project has set, or the default."""
+        default = self.default() if callable(self.default) else self.default
+        return getattr(settings, f"EVENTSTREAM_{self.name}", default)
+
+
+def _integer(low: int, high: int) -> Callable[[object], str | None]:
+    def check(value: object) -> str | None:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return None if low <= value <= high else f"must be {low:,} to {high:,}"
+        return "must be a whole number"
+
+    return check
+
+
+def _optional(inner: Callable[[object], str | None]) -> Callable[[object], str | None]:
+    return lambda value: None if value is None else inner(value)
+
+
+def _seconds(low: float, high: float) -> Callable[[object], str | None]:
+    def check(value: object) -> str | None:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            within = low <= value <= high
+            return None if within else f"must be {low:,} to {high:,} seconds"
+        return "must be a number of seconds"
+
+    return check
+
+
+def _boolean(value: object) -> str | None:
+    return None if isinstance(value, bool) else "must be True or False"
+
+
+def _text(value: object) -> str | None:
+    return None if isinstance(value, str) else "must be a string"
+
+
+def _texts(value: object) -> str | None:
+    if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return None
+    return "must be a list of strings"
+
+
+def _origins(value: object) -> str | None:
+    values = [value] if isinstance(value, str) else value
+    if _texts(values) is not None:
+        return "must be a list of origins such as 'https://example.com'"
+    for origin in cast("Sequence[str]", values):
+        _, separator, host = origin.partition("://")
+        if origin and origin != "*" and (not separator or not host or "/" in host):
+            return f"{origin!r} is not an origin such as 'https://example.com'"
+    return None
+
+
+def _redis(value: object) -> str | None:
+    if isinstance(value, str):
+        schemes = ("redis://", "rediss://", "unix://")
+        if value.startswith(schemes):
+            return None
+        return "must be a redis:// URL, or a dict of redis-py's arguments"
+    if value is None or isinstance(value, Mapping):
+        return None
+    return "must be a redis:// URL, or a dict of redis-py's arguments"
+
+
+def _path(value: object) -> str | None:
+    if not isinstance(value, str) or "." not in value:
+        return "must be the dotted path of a class"
+    try:
+        import_string(value)
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+    return None
+
+
+def _dispatcher() -> str:
+    if apps.is_installed("eventstream_tasks"):
+        return "eventstream_tasks.dispatch.CeleryDispatcher"
+    return "eventstream.dispatch.InlineDispatcher"
+
+
+SETTINGS = [
+    Setting("STORAGE_CLASS", DEFAULT_STORAGE, "Dotted path of the class that keeps the log; None keeps none, and every channel is best-effort.", _optional(_path)),
+    Setting("CHANNELMANAGER_CLASS", DEFAULT_CHANNELMANAGER, "Dotted path of the class that says which channels a request asks for, may read, and are reliable.", _path),
+    Setting("AUTHORIZER_CLASS", None, "Dotted path of an authorizer of release 1.1: a class with can_read_channel(user, channel). Used where no channel manager is set.", _optional(_path)),
+    Setting("DISPATCHER", _dispatcher, "Dotted path of the class that wakes the relay on commit. Celery's where eventstream_tasks is installed, else inline.", _path),
+    Setting("DATABASES", ["default"], "Database aliases that have an outbox.", _texts),
+    Setting("REDIS", None, "URL, or dict of redis-py's arguments, of the Redis or Valkey that is the bus between the relay and the web processes that hold streams themselves.", _redis),
+    Setting("REDIS_PREFIX", "eventstream:", "Prefix of the names used there, so that several projects can share one server.", _text),
+    Setting("PARTITIONS", 16, "Number of partitions. More spread work over more workers; each costs a row and a wake-up.", _integer(1, 4096)),
+    Setting("RETENTION", 24 * 3600, "Seconds for which events are kept. A client away for longer gets a stream-reset.", _seconds(60, 10 * 365 * 86400)),
+    Setting("MAX_EVENT_BYTES", 262_144, "Largest data of an event, in bytes of UTF-8. A proxy refuses whole POSTs over 1,000,000.", _integer(1, 900_000)),
+    Setting("CHANNEL_LIMIT", 10, "Most channels of one stream. Pushpin takes connection_subscription_max, 20, less one.", _integer(1, 1000)),
+    Setting("PAGE_SIZE", 1000, "Most events read from the log at a time for one reader.", _integer(1, 10_000)),
+    Setting("PAGE_BYTES", 500_000, "Most bytes of data in one answer to a proxy.", _integer(10_000, 50_000_000)),
+    Setting("QUEUE_LENGTH", 1000, "Events of a channel kept in memory for live readers; one further behind reads the log.", _integer(1, 100_000)),
+    Setting("QUEUE_BYTES", 4_000_000, "Bytes of a channel kept in memory for live readers.", _integer(10_000, 1_000_000_000)),
+    Setting("KEEP_ALIVE", 20, "Seconds of silence after which a stream gets a keep-alive.", _integer(1, 600)),
+    Setting("PADDING", 2048, "Bytes of comment that open a stream.", _integer(0, 65_536)),
+    Setting("RETRY", 2000, "Milliseconds that a client waits before it reconnects; None leaves it to the client.", _optional(_integer(0, 600_000))),
+    Setting("NEXT_LINK_TIMEOUT", 60, "Seconds of silence after which a proxy asks whether there is anything new.", _integer(1, 3600)),
+    Setting("LINK_LIFETIME", 24 * 3600, "Seconds for which a next link is good; then the client reconnects.", _integer(120, 30 * 86400)),
+    Setting("POLL_INTERVAL", 10.0, "Seconds between two looks of a web process at the log, in case the bus is silent.", _seconds(0.1, 300)),
+    Setting("POLL_INTERVAL_WITHOUT_BUS", 0.5, "The same where there is no bus.", _seconds(0.05, 300)),
+    Setting("PERMISSION_INTERVAL", 60.0, "Seconds after which a direct stream's permissions are asked again.", _seconds(0.1, 86400)),
+    Setting("READER_THREADS", 3, "Threads, hence database connections, with which a web process reads the log for all its streams.", _integer(1, 64)),
+    Setting("BATCH_SIZE", 1000, "Most events numbered in one transaction, and in one POST.", _integer(1, 10_000)),
+    Setting("BATCH_BYTES", 900_000, "Most bytes of one POST. Pushpin refuses bodies over 1,000,000.", _integer(10_000, 50_000_000)),
+    Setting("LEASE_SECONDS", 15.0, "Seconds for which a relay has a (partition, target) to itself without renewing.", _seconds(1, 600)),
+    Setting("CONNECT_TIMEOUT", 2.0, "Seconds to connect to a target.", _seconds(0.05, 60)),
+    Setting("PUBLISH_TIMEOUT", 5.0, "Seconds for a target to answer a POST.", _seconds(0.1, 120)),
+    Setting("BACKLOG_AFTER", 30.0, "Seconds of failing after which a target that is back gets only the newest event of each channel. Less than the proxy's id_cache_ttl.", _seconds(0, 86400)),
+    Setting("UNNUMBERED_AFTER", 1.0, "Seconds after which a reader that finds committed events without a number numbers them itself.", _seconds(0, 60)),
+    Setting("ALLOW_ORIGINS", [], "Origins that may read the stream (CORS), or '*'.", _origins),
+    Setting("ALLOW_ORIGIN", "", "The same under the name of older releases.", _origins),
+    Setting("ALLOW_CREDENTIALS", False, "Whether those origins may send cookies.", _boolean),
+    Setting("ALLOW_HEADERS", "", "Value of Access-Control-Allow-Headers.", _text),
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The settings in force, checked; see SETTINGS for units."""
+
+    storage_class: str | None
+    channelmanager_class: str
+    authorizer_class: str | None
+    dispatcher: str
+    databases: Sequence[str]
+    redis: str | Mapping[str, Any] | None
+    redis_prefix: str
+    partitions: int
+    retention: float
+    max_event_bytes: int
+    channel_limit: int
+    page_size: int
+    page_bytes: int
+    queue_length: int
+    queue_bytes: int
+    keep_alive: int
+    padding: int
+    retry: int | None
+    next_link_timeout: int
+    link_lifetime: int
+    poll_interval: float
+    poll_interval_without_bus: float
+    permission_interval: float
+    reader_threads: int
+    batch_size: int
+    batch_bytes: int
+    lease_seconds: float
+    connect_timeout: float
+    publish_timeout: float
+    backlog_after: float
+    unnumbered_after: float
+    allow_origins: str | Sequence[str]
+    allow_origin: str | Sequence[str]
+    allow_credentials: bool
+    allow_headers: str
+
+
+@cache
+def get_options() -> Options:
+    """Return the settings in force.
+
+    Raises:
+        ImproperlyConfigured: A setting has a value that it cannot have.
+    """
+    values = {}
+    for setting in SETTINGS:
+        value = setting.value()
+        problem = setting.check(value)
+        if problem is not None:
+            raise ImproperlyConfigured(f"EVENTSTREAM_{setting.name} {problem}.")
+        values[setting.name.lower()] = value
+    return Options(**values)
+
+
+@cache
+def load(path: str) -> Any:
+    """Return the one instance of the class at this dotted path."""
+    return import_string(path)()
+
+
+def redis_arguments() -> dict[str, Any] | None:
+    """Return redis-py's arguments for the bus, {"url": …} for a URL, None without a bus."""
+    value = get_options().redis
+    if not value:
+        return None
+    return {"url": value} if isinstance(value, str) else dict(value)
+
+
+def grip_proxies() -> list[dict[str, Any]]:
+    """Return the configured GRIP proxies, in gripcontrol's form, GRIP_URL's last.
+
+    Built from the settings on each call and into a list of its own: django-grip appends
+    to `settings.GRIP_PROXIES` itself.
+    """
+    from gripcontrol import parse_grip_uri  # noqa: PLC0415  imports requests: slow
+
+    proxies = list(getattr(settings, "GRIP_PROXIES", None) or [])
+    url = getattr(settings, "GRIP_URL", None)
+    if url:
+        proxies.append(parse_grip_uri(url))
+    unique = {proxy.get("control_uri"): proxy for proxy in proxies}
+    return [proxy for uri, proxy in unique.items() if uri]
+
+
+def grip_prefix() -> str:
+    """Return GRIP_PREFIX, which several sites on one proxy use to stay apart."""
+    return getattr(settings, "GRIP_PREFIX", "")
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting.startswith(("EVENTSTREAM_", "GRIP_")) or setting == "INSTALLED_APPS":
+        get_options.cache_clear()
+        load.cache_clear()
+
+
+setting_changed.connect(_forget)

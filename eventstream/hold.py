@@ -1,0 +1,122 @@
+"""The hold by a GRIP proxy: answers that tell it what to do with the connection."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from django.http import HttpResponse
+from gripcontrol import Channel
+
+from eventstream import conf, sse
+from eventstream.positions import format_position, quote_channel
+from eventstream.reading import Reader, read_page, sign_link
+from eventstream.targets.grip import (
+    FILTER_BUILD_ID,
+    FILTER_REQUIRE_SUB,
+    FILTER_SKIP_USERS,
+    channel_name,
+    escape_format,
+    user_channel_name,
+)
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+CONTENT_TYPE = "text/event-stream"
+
+
+def is_proxied(request: HttpRequest) -> bool:
+    """Say whether the request came through a GRIP proxy of ours."""
+    grip = getattr(request, "grip", None)
+    return bool(grip is not None and grip.proxied)
+
+
+def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
+    """Answer a client's request: preamble, what it has missed, hold or go on paging."""
+    page = read_page(reader)
+    options = conf.get_options()
+    begin = {
+        name: reader.positions.get(name, page.positions[name])
+        for name in page.positions
+    }
+    preamble = sse.encode_preamble(
+        options.padding, options.retry, format_position(begin)
+    )
+    return _respond(request, reader, page.positions, preamble + page.text, page.is_last)
+
+
+def continue_stream(
+    request: HttpRequest, reader: Reader, *, is_paging: bool
+) -> HttpResponse:
+    """Answer a next link: what is new, which is usually nothing, and hold again.
+
+    A held stream's position comes from the proxy (Grip-Last), which knows what it has
+    handed over; a paging one's is in the link.
+    """
+    if not is_paging:
+        last = grip_positions(request.grip.last, reader)  # type: ignore[attr-defined]
+        reader = dataclasses.replace(reader, positions=last)
+    page = read_page(reader)
+    return _respond(request, reader, page.positions, page.text, page.is_last)
+
+
+def grip_positions(last: Mapping[str, str], reader: Reader) -> dict[str, int]:
+    """Return the event ids of a Grip-Last header; ids that are not ours are left out."""
+    prefix = conf.grip_prefix()
+    positions = {}
+    for name in reader.reliable:
+        text = last.get(prefix + channel_name(name), "")
+        if text.isascii() and text.isdecimal():
+            positions[name] = int(text)
+    return positions
+
+
+def _respond(
+    request: HttpRequest,
+    reader: Reader,
+    positions: Mapping[str, int],
+    text: str,
+    is_last: bool,
+) -> HttpResponse:
+    now = time.time()
+    options = conf.get_options()
+    base = request.path.partition("/next/")[0].rstrip("/") + "/"
+    if not is_last:
+        # No hold: the proxy sends this on and asks the link at once. Without channels it
+        # applies no filters either, so nothing is to be escaped.
+        token = sign_link(reader, positions, now=now)
+        response = HttpResponse(text, content_type=CONTENT_TYPE)
+        response["Grip-Link"] = f"<{base}next/{token}/>; rel=next"
+        return response
+    instruct: Any = request.grip.start_instruct()  # type: ignore[attr-defined]
+    instruct.set_hold_stream()
+    prefix = conf.grip_prefix()
+    formats = []
+    for name in reader.channels:
+        eid = positions.get(name)
+        # As text: gripcontrol leaves out a prev-id that is not truthy, such as 0.
+        channel = Channel(channel_name(name), None if eid is None else str(eid))
+        if eid is not None:
+            channel.filters.append(FILTER_BUILD_ID)
+            quoted = quote_channel(name)
+            known_as = prefix + channel_name(name)
+            formats.append(f"{escape_format(quoted)}:%({known_as})s")
+        channel.filters.append(FILTER_SKIP_USERS)
+        instruct.add_channel(channel)
+    if reader.user_id:
+        channel = Channel(user_channel_name(reader.user_id))
+        channel.filters.append(FILTER_REQUIRE_SUB)
+        instruct.add_channel(channel)
+    if formats:
+        instruct.meta["id_format"] = ",".join(formats)
+        # The proxy expands the answer's body as it does each event's.
+        text = escape_format(text)
+    instruct.meta["user"] = reader.user_id or "anonymous"
+    instruct.set_keep_alive(sse.KEEP_ALIVE, options.keep_alive)
+    instruct.set_next_link(
+        f"{base}next/{sign_link(reader, now=now)}/", options.next_link_timeout
+    )
+    return HttpResponse(text, content_type=CONTENT_TYPE)

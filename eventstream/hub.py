@@ -1,0 +1,715 @@
+"""The direct hold: streams that this process keeps open itself.
+
+One hub for each event loop. It keeps a short tail of each channel that somebody reads, fed
+by the bus and, in case that is silent, by a look at the log every few seconds. A
+subscriber is little more than a position: whenever it can write it takes everything above
+it, from the tail or, if that no longer reaches back so far, from the log. So a slow client
+costs no memory, nothing is ever dropped for it, and no client has a database connection:
+the log is read by a few threads.
+
+Order of joining a channel: subscribe to the bus and see that confirmed, read the log, then
+go live. What comes over the bus is taken only if it follows what the tail ends with; any
+gap is filled from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from django.db import InterfaceError, OperationalError, connections
+
+from eventstream import conf, sse
+from eventstream.channelmanager import asks_permissions, is_reliable
+from eventstream.exceptions import ChannelPermissionError
+from eventstream.positions import format_position, quote_channel
+from eventstream.reading import Reader, check_permission, find_user, number_stale
+from eventstream.signals import events_numbered, events_sent_unstored
+from eventstream.storage import (
+    ChannelLog,
+    LogEvent,
+    OutboxRow,
+    alias_of,
+    get_storage,
+    is_skipped,
+    partition_of,
+)
+from eventstream.targets.bus import connect_async, decode, event_topic, kick_topic
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+IDLE_SECONDS = 60.0
+"""How long a channel that nobody reads is kept up to date: reconnecting is then cheap."""
+
+_TICK = 1.0
+_NAMES_PER_QUERY = 500
+_BUS_PING = 5.0
+_BUS_SILENCE = 15.0
+
+
+class TailEvent:
+    """An event in memory, encoded once for all readers.
+
+    `place` is its event id; of a best-effort event, a number of this process.
+    """
+
+    __slots__ = ("body", "place", "size", "skip_users")
+
+    def __init__(self, place: int, event: LogEvent) -> None:
+        self.place = place
+        self.body = sse.encode_data(event.type, event.data) + "\n"
+        self.skip_users = event.skip_users
+        self.size = len(self.body)
+
+
+class ChannelState:
+    """A channel as this process knows it: a tail without gaps, ending at `head`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.quoted = quote_channel(name)
+        self.is_reliable = is_reliable(name)
+        self.alias = ""
+        self.head = 0
+        self.wanted = 0
+        self.tail: deque[TailEvent] = deque()
+        self.tail_bytes = 0
+        self.subscribers: set[Subscriber] = set()
+        self.idle_since = time.monotonic()
+        self.joined: asyncio.Task[None] | None = None
+        self.filling: asyncio.Task[None] | None = None
+        self.reads: dict[int, asyncio.Task[ChannelLog]] = {}
+        self._chunk: tuple[int, int, bytes] | None = None
+
+    @property
+    def start(self) -> int:
+        """The place before the tail's first event: what the tail can serve from."""
+        return self.tail[0].place - 1 if self.tail else self.head
+
+    def extend(self, events: Iterable[LogEvent]) -> None:
+        """Take the events that follow the head, and wake the readers."""
+        options = conf.get_options()
+        before = self.head
+        for event in events:
+            if event.eid == self.head + 1:
+                item = TailEvent(event.eid, event)
+                self.tail.append(item)
+                self.tail_bytes += item.size
+                self.head = event.eid
+        while self.tail and (
+            len(self.tail) > options.queue_length
+            or self.tail_bytes > options.queue_bytes
+        ):
+            self.tail_bytes -= self.tail.popleft().size
+        if self.head > before:
+            self.wake()
+
+    def prepend(self, events: list[LogEvent]) -> None:
+        """Put a page that was read from the log before the tail, if it fits and joins.
+
+        When a thousand readers come back at once, the first one's page serves them all.
+        """
+        options = conf.get_options()
+        older = [event for event in events if event.eid <= self.start]
+        if not older or older[-1].eid != self.start:
+            return
+        for event in reversed(older):
+            item = TailEvent(event.eid, event)
+            if (
+                len(self.tail) >= options.queue_length
+                or self.tail_bytes + item.size > options.queue_bytes
+            ):
+                return
+            self.tail.appendleft(item)
+            self.tail_bytes += item.size
+
+    def after(self, place: int) -> list[TailEvent]:
+        """Return the tail above a place that is not before its start."""
+        count = min(self.head - place, len(self.tail))
+        if count <= 0:
+            return []
+        if count == len(self.tail):
+            return list(self.tail)
+        return [self.tail[index] for index in range(-count, 0)]
+
+    def chunk_after(self, place: int) -> bytes:
+        """Return the same encoded with ids, for readers of this channel alone.
+
+        Most readers stand at the same place; the text is made once for all of them.
+        """
+        if self._chunk is not None and self._chunk[:2] == (place, self.head):
+            return self._chunk[2]
+        parts = []
+        for item in self.after(place):
+            prefix = f"id: {self.quoted}:{item.place}\n" if self.is_reliable else ""
+            parts.append(prefix + item.body)
+        chunk = "".join(parts).encode()
+        self._chunk = (place, self.head, chunk)
+        return chunk
+
+    def wake(self) -> None:
+        """Tell every reader that there is something above its position."""
+        for subscriber in self.subscribers:
+            subscriber.wake()
+
+
+class Subscriber:
+    """One open stream: a position in each channel, and a way to be woken."""
+
+    def __init__(self, reader: Reader, states: list[ChannelState]) -> None:
+        self.reader = reader
+        self.states = states
+        self.places: dict[str, int] = {}
+        self.error = ""
+        self.written_at = time.monotonic()
+        self.is_due = False
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+    def event_id(self) -> str:
+        """Return the position in all reliable channels, as Last-Event-ID has it."""
+        return format_position(
+            {s.name: self.places[s.name] for s in self.states if s.is_reliable}
+        )
+
+    def collect(self) -> tuple[bytes, list[ChannelState]]:
+        """Return all that the tails have for this reader, and channels it is behind in.
+
+        Moves the position; whoever calls must write what it gets.
+        """
+        parts: list[bytes] = []
+        behind = []
+        for state in self.states:
+            place = self.places[state.name]
+            if place == state.head:
+                continue
+            if place > state.head or place < state.start:
+                if state.is_reliable:
+                    behind.append(state)
+                    continue
+                place = state.start  # best-effort: what fell out of the tail is lost
+            parts.append(self._encode(state, place))
+            self.places[state.name] = state.head
+        return b"".join(parts), behind
+
+    def _encode(self, state: ChannelState, place: int) -> bytes:
+        if len(self.states) == 1 and not self.reader.user_id:
+            return state.chunk_after(place)
+        items = state.after(place)
+        if len(self.states) == 1 and not any(item.skip_users for item in items):
+            return state.chunk_after(place)
+        return self.encode_items(state, items)
+
+    def encode_items(self, state: ChannelState, items: Iterable[TailEvent]) -> bytes:
+        """Return the items for this reader, each with the position in all channels."""
+        parts = []
+        for item in items:
+            self.places[state.name] = item.place
+            if not is_skipped(item.skip_users, self.reader.user_id):
+                prefix = f"id: {self.event_id()}\n" if state.is_reliable else ""
+                parts.append(prefix + item.body)
+        return "".join(parts).encode()
+
+
+class Hub:
+    """The switchboard of one event loop."""
+
+    def __init__(self) -> None:
+        options = conf.get_options()
+        self._loop = asyncio.get_running_loop()
+        self._states: dict[str, ChannelState] = {}
+        self._pool = ThreadPoolExecutor(options.reader_threads, "eventstream-reader")
+        self._bus = _Bus(self) if conf.redis_arguments() is not None else None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heads: dict[str, dict[int, int]] = {}
+        self._poll_soon = asyncio.Event()
+        self._checked_at = time.monotonic()
+        self.is_closed = False
+
+    # --- streams
+
+    async def stream(self, reader: Reader) -> AsyncIterator[bytes]:
+        """Yield a stream's bytes, for as long as the client stays."""
+        options = conf.get_options()
+        self._start()
+        states = [self._get_state(name) for name in reader.channels]
+        subscriber = Subscriber(reader, states)
+        for state in states:
+            state.subscribers.add(subscriber)
+        try:
+            await asyncio.gather(*[self._join(state) for state in states])
+            for state in states:
+                place = state.head
+                if state.is_reliable:
+                    place = reader.positions.get(state.name, place)
+                subscriber.places[state.name] = place
+            opening = sse.encode_preamble(
+                options.padding, options.retry, subscriber.event_id()
+            )
+            yield opening.encode()
+            while True:
+                chunk, behind = subscriber.collect()
+                if behind:
+                    chunk += await self._catch_up(subscriber, behind)
+                if subscriber.error:
+                    yield chunk + subscriber.error.encode()
+                    return
+                if not chunk and subscriber.is_due:
+                    chunk = sse.KEEP_ALIVE.encode()
+                subscriber.is_due = False
+                if chunk:
+                    yield chunk
+                    subscriber.written_at = time.monotonic()
+                elif not behind:
+                    await subscriber.wait()
+        finally:
+            for state in states:
+                state.subscribers.discard(subscriber)
+                state.idle_since = time.monotonic()
+
+    async def _catch_up(
+        self, subscriber: Subscriber, states: list[ChannelState]
+    ) -> bytes:
+        """Read one page of each channel from the log, and move the position behind it."""
+        logs = [
+            (state, await self._read_log(state, subscriber.places[state.name]))
+            for state in states
+        ]
+        chunk = b""
+        lost = [state.name for state, log in logs if log.is_reset]
+        for state, log in logs:
+            if log.is_reset:
+                subscriber.places[state.name] = log.last_eid
+        if lost:
+            # Before any event: the ids of those pass over what was lost.
+            chunk = sse.encode_reset(lost, subscriber.event_id()).encode()
+        for state, log in logs:
+            items = [TailEvent(event.eid, event) for event in log.events]
+            chunk += subscriber.encode_items(state, items)
+            if subscriber.places[state.name] > state.head:
+                self._fill(state, subscriber.places[state.name])
+                await self._filled(state)
+        return chunk
+
+    async def _read_log(self, state: ChannelState, place: int) -> ChannelLog:
+        """Read the log after a place; all who ask for the same share one read."""
+        task = state.reads.get(place)
+        if task is None:
+            limit = conf.get_options().page_size
+            read = functools.partial(
+                get_storage().read_after, state.alias, state.name, place, limit=limit
+            )
+            task = self._loop.create_task(self._in_thread(read, state.alias))
+            state.reads[place] = task
+            task.add_done_callback(lambda _: state.reads.pop(place, None))
+        log = await asyncio.shield(task)
+        state.prepend(log.events)
+        return log
+
+    async def _in_thread(self, call: Callable[[], T], *aliases: str) -> T:
+        return await self._loop.run_in_executor(self._pool, _with_retry, call, aliases)
+
+    # --- channels
+
+    def _get_state(self, name: str) -> ChannelState:
+        state = self._states.get(name)
+        if state is None:
+            state = self._states[name] = ChannelState(name)
+        return state
+
+    async def _join(self, state: ChannelState) -> None:
+        if state.joined is None:
+            state.joined = self._loop.create_task(self._go_live(state))
+        try:
+            await asyncio.shield(state.joined)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            state.joined = None  # the next reader tries again
+            raise
+
+    async def _go_live(self, state: ChannelState) -> None:
+        if self._bus is not None:
+            await self._bus.subscribe(event_topic(state.name))
+        if not state.is_reliable:
+            return
+        state.alias = await self._in_thread(functools.partial(alias_of, state.name))
+        heads = await self._in_thread(
+            functools.partial(get_storage().current_ids, state.alias, [state.name]),
+            state.alias,
+        )
+        head = heads[state.name]
+        if head > state.head and not state.tail:
+            state.head = head
+            state.wake()
+
+    def receive(self, name: str, events: list[LogEvent]) -> None:
+        """Take events of a reliable channel from the bus."""
+        state = self._states.get(name)
+        if state is None or state.joined is None or not state.joined.done():
+            return  # the log is read after this, and has them
+        state.extend(events)
+        if events[-1].eid > state.head:
+            self._fill(state, events[-1].eid)
+
+    def receive_unstored(self, name: str, events: list[LogEvent]) -> None:
+        """Take best-effort events: they get places of this process, and no id."""
+        state = self._states.get(name)
+        if state is not None and not state.is_reliable:
+            state.extend(
+                event._replace(eid=state.head + number)
+                for number, event in enumerate(events, 1)
+            )
+
+    def _fill(self, state: ChannelState, wanted: int) -> None:
+        """Read the log from the head on until it reaches an event id. Once at a time."""
+        state.wanted = max(state.wanted, wanted)
+        if state.filling is None:
+            state.filling = self._loop.create_task(self._fill_tail(state))
+
+    async def _filled(self, state: ChannelState) -> None:
+        if state.filling is not None:
+            await asyncio.shield(state.filling)
+
+    async def _fill_tail(self, state: ChannelState) -> None:
+        try:
+            while state.head < state.wanted:
+                log = await self._read_log(state, state.head)
+                if log.is_reset:
+                    # The log was pruned past us: readers will find that out, each for
+                    # itself, when it reads from its own position.
+                    state.tail.clear()
+                    state.tail_bytes = 0
+                    state.head = log.last_eid
+                    state.wake()
+                    return
+                if not log.events:
+                    return
+                state.extend(log.events)
+        except (OperationalError, InterfaceError) as error:
+            logger.warning("Cannot read the log of %s: %s", state.name, error)
+        finally:
+            state.filling = None
+
+    # --- permissions
+
+    async def _check_permissions(self, subscribers: Collection[Subscriber]) -> None:
+        """Ask the channel manager again, and close the streams that it refuses."""
+        groups: dict[tuple[str, tuple[str, ...]], list[Subscriber]] = {}
+        for subscriber in subscribers:
+            key = (subscriber.reader.user_id, subscriber.reader.channels)
+            groups.setdefault(key, []).append(subscriber)
+        for (user_id, channels), group in groups.items():
+            call = functools.partial(_ask_permission, user_id, channels)
+            error = await self._in_thread(call)
+            if error:
+                for subscriber in group:
+                    subscriber.error = error
+                    subscriber.wake()
+
+    async def _kick(self, channel: str, user_id: str) -> None:
+        state = self._states.get(channel)
+        if state is not None:
+            mine = [s for s in state.subscribers if s.reader.user_id == user_id]
+            await self._check_permissions(mine)
+
+    def receive_kick(self, channel: str, user_id: str) -> None:
+        """Take a withdrawn permission from the bus."""
+        self._spawn(self._kick(channel, user_id))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    # --- background
+
+    def _start(self) -> None:
+        if self._tasks:
+            return
+        events_numbered.connect(self._on_numbered)
+        events_sent_unstored.connect(self._on_unstored)
+        self._spawn(self._poll_loop())
+        self._spawn(self._tick_loop())
+        if self._bus is not None:
+            self._spawn(self._bus.run())
+
+    def _on_numbered(self, using: str, partition: int, **_: object) -> None:
+        self._call_soon(self._poll_soon.set)
+
+    def _on_unstored(self, rows: list[OutboxRow], **_: object) -> None:
+        if self._bus is None:
+            for row in rows:
+                event = LogEvent(0, row.type, row.data, row.skip_users)
+                self._call_soon(self.receive_unstored, row.channel, [event])
+
+    def _call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    async def _poll_loop(self) -> None:
+        options = conf.get_options()
+        interval = options.poll_interval
+        if self._bus is None:
+            interval = options.poll_interval_without_bus
+        while True:
+            try:
+                await self.poll()
+            except (OperationalError, InterfaceError) as error:
+                logger.warning("Cannot look at the log: %s", error)
+            except Exception:
+                logger.exception("Looking at the log failed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await self._poll_soon.wait()
+            self._poll_soon.clear()
+
+    async def poll(self, *, is_full: bool = False) -> None:
+        """Look at the log: number what is stale, find what the bus did not bring.
+
+        Args:
+            is_full: Look at every channel, not only where positions have moved.
+        """
+        for using in conf.get_options().databases:
+            known = self._heads.get(using)
+            heads, kicks = await self._in_thread(
+                functools.partial(_look, using, known), using
+            )
+            self._heads[using] = heads
+            for _, _, channel, user_id in kicks:
+                self._spawn(self._kick(channel, user_id))
+            moved = {p for p, head in heads.items() if head != (known or {}).get(p)}
+            names = [
+                state.name
+                for state in self._states.values()
+                if state.alias == using
+                and (is_full or known is None or partition_of(state.name) in moved)
+            ]
+            for first in range(0, len(names), _NAMES_PER_QUERY):
+                some = names[first : first + _NAMES_PER_QUERY]
+                last_eids = await self._in_thread(
+                    functools.partial(get_storage().current_ids, using, some), using
+                )
+                for name, last_eid in last_eids.items():
+                    state = self._states.get(name)
+                    if state is not None and last_eid > state.head:
+                        self._fill(state, last_eid)
+
+    async def _tick_loop(self) -> None:
+        """Keep-alives, permissions asked again, and channels that nobody reads."""
+        while True:
+            await asyncio.sleep(_TICK)
+            now = time.monotonic()
+            options = conf.get_options()
+            subscribers = {
+                s for state in self._states.values() for s in state.subscribers
+            }
+            for subscriber in subscribers:
+                if now - subscriber.written_at >= options.keep_alive:
+                    subscriber.is_due = True
+                    subscriber.wake()
+            if now - self._checked_at >= options.permission_interval:
+                self._checked_at = now
+                if asks_permissions():
+                    self._spawn(self._check_permissions(subscribers))
+            idle = [
+                state
+                for state in self._states.values()
+                if not state.subscribers and now - state.idle_since > IDLE_SECONDS
+            ]
+            for state in idle:
+                del self._states[state.name]
+                if self._bus is not None:
+                    await self._bus.unsubscribe(event_topic(state.name))
+            if not self._states:
+                self._spawn(self.close())
+                return
+
+    async def close(self) -> None:
+        """Stop: nobody reads any more. Whoever comes next gets a new hub."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        events_numbered.disconnect(self._on_numbered)
+        events_sent_unstored.disconnect(self._on_unstored)
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(conf.get_options().reader_threads):
+            self._pool.submit(connections.close_all)
+        self._pool.shutdown(wait=False)
+
+
+class _Bus:
+    """The hub's one connection to the Redis bus, renewed whenever it breaks."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._topics: set[str] = {kick_topic()}
+        self._pubsub: Any = None
+        self._waiting: dict[str, asyncio.Event] = {}
+        self._is_up = False
+        self._lock = asyncio.Lock()
+
+    async def subscribe(self, topic: str) -> None:
+        """Subscribe and wait until the server has confirmed it.
+
+        Where the bus is down the stream opens all the same: the hub looks at the log.
+        """
+        self._topics.add(topic)
+        confirmed = self._waiting.setdefault(topic, asyncio.Event())
+        if self._is_up:
+            await self._send("subscribe", topic)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                await confirmed.wait()
+
+    async def unsubscribe(self, topic: str) -> None:
+        self._topics.discard(topic)
+        self._waiting.pop(topic, None)
+        if self._is_up:
+            await self._send("unsubscribe", topic)
+
+    async def _send(self, command: str, *topics: str) -> None:
+        try:
+            async with self._lock:
+                await getattr(self._pubsub, command)(*topics)
+        except (redis.RedisError, OSError) as error:
+            logger.warning("The bus does not take %s: %s", command, error)
+
+    async def run(self) -> None:
+        """Read messages; on any failure connect again, and look at every channel."""
+        delay = 0.2
+        while True:
+            client = None
+            try:
+                arguments = conf.redis_arguments()
+                assert arguments is not None  # noqa: S101  there is a bus, or no _Bus
+                client = connect_async(arguments)
+                self._pubsub = client.pubsub()
+                await self._pubsub.subscribe(*self._topics)
+                self._is_up = True
+                delay = 0.2
+                self._hub._spawn(self._look_again())
+                await self._read()
+            except (redis.RedisError, OSError, TimeoutError) as error:
+                logger.warning("Lost the bus, again in %.1f s: %s", delay, error)
+            finally:
+                self._is_up = False
+                if client is not None:
+                    with contextlib.suppress(redis.RedisError, OSError):
+                        await self._pubsub.aclose()
+                        await client.aclose()
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5.0)
+
+    async def _look_again(self) -> None:
+        """Find what was published while the connection was down."""
+        with contextlib.suppress(OperationalError, InterfaceError):
+            await self._hub.poll(is_full=True)
+
+    async def _read(self) -> None:
+        prefix = event_topic("")
+        heard_at = asked_at = time.monotonic()
+        while True:
+            message = await self._pubsub.get_message(
+                ignore_subscribe_messages=False, timeout=_BUS_PING
+            )
+            now = time.monotonic()
+            if message is not None:
+                heard_at = now
+            if now - asked_at >= _BUS_PING:
+                if now - heard_at > _BUS_SILENCE:
+                    raise TimeoutError("no answer to pings")
+                asked_at = now
+                async with self._lock:
+                    await self._pubsub.ping()
+            if message is None:
+                continue
+            kind, topic = message["type"], message["channel"]
+            topic = topic.decode() if isinstance(topic, bytes) else topic or ""
+            if kind == "subscribe":
+                self._waiting.setdefault(topic, asyncio.Event()).set()
+            elif kind == "message" and topic == kick_topic():
+                channel, user_id = json.loads(message["data"])
+                self._hub.receive_kick(channel, user_id)
+            elif kind == "message" and topic.startswith(prefix):
+                self._receive(topic.removeprefix(prefix), message["data"])
+
+    def _receive(self, channel: str, payload: bytes) -> None:
+        stored, unstored = [], []
+        for eid, event_type, data, skip_users in decode(payload):
+            if eid is None:
+                unstored.append(LogEvent(0, event_type, data, skip_users))
+            else:
+                stored.append(LogEvent(eid, event_type, data, skip_users))
+        if stored:
+            self._hub.receive(channel, stored)
+        if unstored:
+            self._hub.receive_unstored(channel, unstored)
+
+
+_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def get_hub() -> Hub:
+    """Return the hub of the running event loop."""
+    loop = asyncio.get_running_loop()
+    hub = _hubs.get(loop)
+    if hub is None or hub.is_closed:
+        hub = _hubs[loop] = Hub()
+    return hub
+
+
+def _with_retry(call: Callable[[], T], aliases: tuple[str, ...]) -> T:
+    """Run in a reader thread, whose connections stay open; once more if one was cut."""
+    try:
+        return call()
+    except (OperationalError, InterfaceError):
+        for alias in aliases:
+            connections[alias].close()
+        return call()
+
+
+def _look(
+    using: str, known: dict[int, int] | None
+) -> tuple[dict[int, int], list[tuple[int, int, str, str]]]:
+    storage = get_storage()
+    number_stale(storage, using)
+    heads = storage.heads(using)
+    if known is None:
+        return heads, []
+    moved = {p: known.get(p, 0) for p, head in heads.items() if head != known.get(p)}
+    return heads, storage.kicks_after(using, moved)
+
+
+def _ask_permission(user_id: str, channels: tuple[str, ...]) -> str:
+    """Return the stream-error that a refusal calls for, or ""."""
+    try:
+        check_permission(find_user(user_id), channels)
+    except ChannelPermissionError as error:
+        return sse.encode_error("forbidden", str(error), {"channels": error.channels})
+    return ""

@@ -1,0 +1,79 @@
+"""The periodic jobs: sweep and prune. Whoever calls them, one of each runs at a time."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Callable
+
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from eventstream import conf
+from eventstream.models import Job
+from eventstream.relay import Outcome, relay_all
+from eventstream.storage import get_storage
+from eventstream.targets import get_targets
+
+logger = logging.getLogger(__name__)
+
+REPUBLISH = "republish"
+PRUNE = "prune"
+
+
+def republish(using: str, *, lease_seconds: float = 60) -> str | None:
+    """Publish whatever is unnumbered or unconfirmed, due and unleased.
+
+    Purpose: part of the promise, not a convenience. A wake-up may be lost with the
+    broker, or a worker die between taking it and publishing.
+
+    Returns:
+        What was done, in words; None if another process is at it.
+    """
+
+    def work() -> str:
+        reports = relay_all(using)
+        failed = sum(r.outcome is Outcome.FAILED for r in reports.values())
+        events = sum(r.event_count for r in reports.values())
+        return f"{events} events, {len(reports)} partitions behind, {failed} failed"
+
+    return _run(using, REPUBLISH, work, lease_seconds=lease_seconds)
+
+
+def prune(using: str, *, lease_seconds: float = 600) -> str | None:
+    """Delete the confirmed prefix of each partition that is past the retention.
+
+    Returns:
+        What was done, in words; None if another process is at it.
+    """
+
+    def work() -> str:
+        storage = get_storage()
+        retention = conf.get_options().retention
+        targets = list(get_targets())
+        count = sum(
+            storage.prune(using, partition, retention=retention, targets=targets)
+            for partition in storage.partitions(using)
+        )
+        return f"{count} events deleted"
+
+    return _run(using, PRUNE, work, lease_seconds=lease_seconds)
+
+
+def _run(
+    using: str, name: str, work: Callable[[], str], *, lease_seconds: float
+) -> str | None:
+    """Run a job under its lease, and record when: a missing beat is visible."""
+    Job.objects.using(using).get_or_create(name=name)
+    rows = Job.objects.using(using).filter(name=name)
+    free = rows.filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()))
+    until = Now() + datetime.timedelta(seconds=lease_seconds)
+    if not free.update(lease_until=until, started_at=Now()):
+        return None
+    result = "failed"
+    try:
+        result = work()
+    finally:
+        rows.update(lease_until=None, finished_at=Now(), result=result)
+    logger.info("%s of %s: %s", name, using, result)
+    return result

@@ -1,0 +1,169 @@
+"""The outbox's tables. Who writes what: docs/architecture.md."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+
+class EventKind(models.IntegerChoices):
+    """What a row of the outbox is."""
+
+    EVENT = 0, "event"
+    KICK = 1, "permission withdrawn"
+
+
+class Event(models.Model):
+    """One event, or one kick. Appended by senders, numbered once, deleted by prune.
+
+    `position` (its place in the partition) is NULL until the relay numbers it; `eid` (its
+    id in the channel) is given together with it. A kick has a position and never an eid.
+    There is no foreign key to Channel: it would make senders and relay wait for each other.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    partition = models.PositiveSmallIntegerField()
+    kind = models.PositiveSmallIntegerField(
+        choices=EventKind.choices, default=EventKind.EVENT
+    )
+    channel = models.CharField(max_length=255)
+    position = models.BigIntegerField(null=True, editable=False)
+    eid = models.BigIntegerField("event id", null=True, editable=False)
+    type = models.CharField(max_length=255)
+    data = models.TextField(
+        help_text="The text that clients receive; of a kick, the user."
+    )
+    skip_users = models.TextField(
+        default="",
+        blank=True,
+        help_text="User ids, with a comma before and after each.",
+    )
+    idempotency_key = models.CharField(max_length=255, null=True, blank=True)  # noqa: DJ001  NULLs are not unique, "" would be
+    created = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["partition", "position"], name="eventstream_event_position"
+            ),
+            models.UniqueConstraint(
+                fields=["channel", "eid"], name="eventstream_event_eid"
+            ),
+            models.UniqueConstraint(
+                fields=["channel", "idempotency_key"],
+                condition=Q(idempotency_key__isnull=False),
+                name="eventstream_event_key",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["partition", "id"],
+                condition=Q(position__isnull=True),
+                name="eventstream_unnumbered",
+            ),
+            models.Index(
+                fields=["partition", "position"],
+                condition=Q(kind=EventKind.KICK),
+                name="eventstream_kicks",
+            ),
+        ]
+        permissions = [("publish_event", "Can publish undelivered events")]
+
+    def __str__(self) -> str:
+        return f"{self.channel}:{self.eid if self.eid is not None else 'unnumbered'}"
+
+
+class Channel(models.Model):
+    """The last event id of a channel. Written only while numbering, never deleted.
+
+    Deleting a row would make the ids of the channel begin again at 1, and clients that
+    hold a higher one would silently miss events.
+    """
+
+    name = models.CharField(primary_key=True, max_length=255)
+    partition = models.PositiveSmallIntegerField()
+    last_eid = models.BigIntegerField("last event id", default=0)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Partition(models.Model):
+    """The last position of a partition; the row is the numbering lock."""
+
+    number = models.PositiveSmallIntegerField(primary_key=True)
+    last_position = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+class Cursor(models.Model):
+    """How far one target has accepted one partition, and who is at work on it."""
+
+    partition = models.PositiveSmallIntegerField()
+    target = models.CharField(max_length=191)
+    watermark = models.BigIntegerField(
+        default=0, help_text="The last position that the target has accepted."
+    )
+    lease_token = models.CharField(max_length=32, default="", blank=True)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    attempts = models.PositiveIntegerField(
+        default=0, help_text="Failures since the last success."
+    )
+    next_attempt = models.DateTimeField(null=True, blank=True)
+    failing_since = models.DateTimeField(null=True, blank=True)
+    confirmed_at = models.DateTimeField(null=True, blank=True)
+    last_error = models.TextField(default="", blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["partition", "target"], name="eventstream_cursor_target"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.target} / {self.partition}"
+
+
+class DeadLetter(models.Model):
+    """An event that a target refused for good; its readers get it from the log."""
+
+    event_id = models.BigIntegerField()
+    partition = models.PositiveSmallIntegerField()
+    position = models.BigIntegerField()
+    channel = models.CharField(max_length=255)
+    eid = models.BigIntegerField("event id", null=True)
+    target = models.CharField(max_length=191)
+    error = models.TextField()
+    created = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["event_id", "target"], name="eventstream_deadletter_event"
+            )
+        ]
+        indexes = [
+            models.Index(
+                fields=["partition", "position"], name="eventstream_deadletter_pos"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.channel}:{self.eid} / {self.target}"
+
+
+class Job(models.Model):
+    """When a periodic job last ran: a missing beat is visible, and two do no harm."""
+
+    name = models.CharField(primary_key=True, max_length=32)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    result = models.TextField(default="", blank=True)
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,261 @@
+"""A request → who reads what, from where. Shared by both holders."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.auth import get_user_model
+from django.core import signing
+from django.db import connections
+
+from eventstream import conf, sse
+from eventstream.api import check_channel
+from eventstream.channelmanager import (
+    get_channelmanager,
+    is_reliable,
+    refused_channels,
+)
+from eventstream.exceptions import (
+    BadRequestError,
+    ChannelPermissionError,
+    ExpiredLinkError,
+    InvalidChannelError,
+)
+from eventstream.positions import format_position, parse_position
+from eventstream.storage import (
+    DjangoModelStorage,
+    LogEvent,
+    alias_of,
+    get_storage,
+    is_skipped,
+)
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser
+    from django.http import HttpRequest
+
+LINK_QUANTUM = 3600
+"""Seconds to which a link's time of issue is rounded, so that equal readers have equal
+links: a proxy repairs the streams of one link a hundred at a time."""
+
+_LINK_SALT = "eventstream.next"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who reads which channels, checked.
+
+    Attributes:
+        channels: Sorted names.
+        reliable: Those that have a log, sorted.
+        user_id: Primary key as text; "" for the anonymous user.
+        positions: The client's event id by reliable channel; missing: start at the head.
+    """
+
+    channels: tuple[str, ...]
+    user_id: str
+    positions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def reliable(self) -> tuple[str, ...]:
+        return tuple(name for name in self.channels if is_reliable(name))
+
+
+@dataclass
+class Page:
+    """What a reader is to receive now.
+
+    Attributes:
+        text: stream-reset and events, encoded; may be "".
+        positions: Where that leaves the reader, in every reliable channel.
+        is_last: Whether the reader has caught up.
+    """
+
+    text: str
+    positions: dict[str, int]
+    is_last: bool
+
+
+def read_request(request: HttpRequest, view_kwargs: Mapping[str, Any]) -> Reader:
+    """Return the reader that a client's request describes.
+
+    Raises:
+        BadRequestError: Channels or Last-Event-ID cannot be understood.
+        ChannelPermissionError: Some channel may not be read.
+    """
+    names = set(get_channelmanager().get_channels_for_request(request, view_kwargs))
+    if not names:
+        raise BadRequestError("No channels specified")
+    limit = conf.get_options().channel_limit
+    if len(names) > limit:
+        raise BadRequestError(f"Channel limit of {limit} exceeded")
+    for name in names:
+        try:
+            check_channel(name)
+        except InvalidChannelError as error:
+            raise BadRequestError(f"Invalid channel: {error}") from error
+    last_event_id = request.headers.get("Last-Event-ID") or ""
+    if not last_event_id:
+        last_event_id = request.GET.get("lastEventId") or ""
+    positions = parse_position(last_event_id) if last_event_id else {}
+    user = getattr(request, "user", None)
+    if user is not None and not user.is_authenticated:
+        user = None
+    check_permission(user, names)
+    return Reader(
+        channels=tuple(sorted(names)),
+        user_id="" if user is None else str(user.pk),
+        positions={n: eid for n, eid in positions.items() if n in names},
+    )
+
+
+def check_permission(user: AbstractBaseUser | None, channels: Collection[str]) -> None:
+    """Ask the channel manager.
+
+    Raises:
+        ChannelPermissionError: Some channel may not be read.
+    """
+    refused = refused_channels(user, channels)
+    if refused:
+        raise ChannelPermissionError(refused)
+
+
+def find_user(user_id: str) -> AbstractBaseUser | None:
+    """Return the user of a stream as of now, None for the anonymous one.
+
+    Raises:
+        ChannelPermissionError: The account is gone, or no longer active.
+    """
+    if not user_id:
+        return None
+    user = get_user_model()._default_manager.filter(pk=user_id).first()
+    if user is None or not user.is_active:
+        raise ChannelPermissionError(["(the account is not active)"])
+    return user
+
+
+def sign_link(
+    reader: Reader, positions: Mapping[str, int] | None = None, *, now: float
+) -> str:
+    """Return the token of a next link. Equal arguments within an hour: equal tokens.
+
+    Everything that the answer depends on is in it, and it goes into the path: proxies
+    share requests in flight by path, without the query.
+
+    Args:
+        reader: Whose link it is.
+        positions: Where to go on from, while paging. A held stream's is in Grip-Last.
+        now: Seconds since the epoch.
+    """
+    issued = int(now) // LINK_QUANTUM
+    content: list[Any] = [issued, reader.user_id, list(reader.channels)]
+    if positions is not None:
+        content.append(format_position(positions))
+    return signing.Signer(salt=_LINK_SALT).sign_object(content, compress=True)
+
+
+def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
+    """Return the reader of a next link, permissions asked again, and whether it pages.
+
+    Raises:
+        ExpiredLinkError: Too old, or not signed by this site. Reconnecting helps.
+        ChannelPermissionError: Some channel may not be read any more.
+    """
+    try:
+        content = signing.Signer(salt=_LINK_SALT).unsign_object(token)
+        issued, user_id, channels, *rest = content
+    except (signing.BadSignature, ValueError, TypeError) as error:
+        raise ExpiredLinkError("The link is not one of this site") from error
+    if issued * LINK_QUANTUM + conf.get_options().link_lifetime < now:
+        raise ExpiredLinkError("The link has expired")
+    check_permission(find_user(user_id), channels)
+    positions = parse_position(rest[0]) if rest and rest[0] else {}
+    return Reader(tuple(channels), user_id, positions), bool(rest)
+
+
+def read_page(reader: Reader) -> Page:
+    """Return what follows the reader's positions, and where that leaves it.
+
+    A channel without a position starts at its head. One whose position is not in the log
+    is named in one stream-reset and goes on from its head. Events that are not for this
+    user are left out, but passed: the position moves on.
+
+    Blocks on the database; the number of queries does not depend on the number of idle
+    channels.
+    """
+    options = conf.get_options()
+    storage = get_storage()
+    reliable = reader.reliable
+    aliases: dict[str, list[str]] = {}
+    for name in reliable:
+        aliases.setdefault(alias_of(name), []).append(name)
+    heads: dict[str, int] = {}
+    for using, names in aliases.items():
+        number_stale(storage, using)
+        heads |= storage.current_ids(using, names)
+    positions = {name: reader.positions.get(name, heads[name]) for name in reliable}
+    lost: list[str] = []
+    parts: list[str] = []
+    event_count, size, is_last = 0, 0, True
+    for using, names in aliases.items():
+        for name in names:
+            if positions[name] == heads[name]:
+                continue
+            left = options.page_size - event_count
+            if left <= 0 or size >= options.page_bytes:
+                is_last = False
+                break
+            log = storage.read_after(using, name, positions[name], limit=left)
+            if log.is_reset:
+                lost.append(name)
+                positions[name] = log.last_eid
+                continue
+            for event in log.events:
+                if size >= options.page_bytes:
+                    is_last = False
+                    break
+                positions[name] = event.eid
+                event_count += 1
+                size += len(event.data)
+                if not is_skipped(event.skip_users, reader.user_id):
+                    parts.append(encode_log_event(event, format_position(positions)))
+            is_last = is_last and positions[name] >= log.last_eid
+    if lost:
+        # Before the events, with an id that is behind them all: should the connection
+        # end in between, the client comes back for them.
+        before = {n: reader.positions.get(n, heads[n]) for n in reliable}
+        before |= {name: positions[name] for name in lost}
+        parts.insert(0, sse.encode_reset(lost, format_position(before)))
+    return Page("".join(parts), positions, is_last)
+
+
+def encode_log_event(event: LogEvent, event_id: str) -> str:
+    """Return an event as the client receives it."""
+    return sse.encode_event(event.type, event.data, event_id)
+
+
+_stale_lock = threading.Lock()
+_stale_checked: dict[str, float] = {}
+_STALE_INTERVAL = 0.5
+
+
+def number_stale(storage: DjangoModelStorage, using: str) -> None:
+    """Number what has been committed for over a second and nobody has numbered.
+
+    So streams catch up from the database while Celery and Redis are both down. Looks at
+    most twice a second in each process, however many readers come.
+    """
+    if connections[using].in_atomic_block:
+        return  # inside a caller's snapshot: the ids would become visible too late
+    now = time.monotonic()
+    with _stale_lock:
+        if now - _stale_checked.get(using, 0.0) < _STALE_INTERVAL:
+            return
+        _stale_checked[using] = now
+    seconds = conf.get_options().unnumbered_after
+    for partition in storage.unnumbered_partitions(using, older_than=seconds):
+        storage.number_all(using, partition)

@@ -1,0 +1,429 @@
+"""Empty the outbox: lease → number → publish → confirm. The only writer of Cursor.
+
+Task, sweep, admin and command all end in `relay_partition`; there is no other road to the
+wire for a stored event.
+
+What is safe under a crash at any line: the ids of a batch are committed before any of it
+is published, and confirmed after all of it was accepted. So a crash repeats events under
+the same ids, which proxies and readers drop, and never gives an id to two events. The
+lease keeps two relays from doing the same work; nothing depends on it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import logging
+import random
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from django.db import connections, transaction
+from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Now
+
+from eventstream import conf
+from eventstream.exceptions import (
+    EventStreamError,
+    PublishError,
+    PublishRejectedError,
+    PublishUnavailableError,
+)
+from eventstream.models import Cursor, DeadLetter, Event
+from eventstream.signals import event_dead_lettered, events_confirmed
+from eventstream.storage import DjangoModelStorage, OutboxRow, get_storage
+from eventstream.targets import get_targets
+from eventstream.targets.base import Item, Target
+
+logger = logging.getLogger(__name__)
+
+MAX_BACKOFF = 60.0
+NO_TARGET = ""
+"""The target of a wake-up that only numbers: where nothing is configured to publish to."""
+
+
+class Outcome(enum.Enum):
+    """How a call of relay_partition ended."""
+
+    DONE = "done"
+    BUSY = "busy"  # another relay has the lease, and will look again after releasing it
+    WAITING = "waiting"  # it failed a moment ago; not due yet
+    FAILED = "failed"
+    UNKNOWN = "unknown"  # the target is not in the settings
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a call of relay_partition did.
+
+    Attributes:
+        outcome: How it ended.
+        event_count: Rows confirmed.
+        error: The target's answer, if it failed.
+    """
+
+    outcome: Outcome
+    event_count: int = 0
+    error: str = ""
+
+
+class _LeaseLostError(EventStreamError):
+    """Another relay took over; what it publishes again has the same ids."""
+
+
+def backoff(attempts: int) -> float:
+    """Return the seconds to wait after so many failures: random(0, min(60, 2^attempts)).
+
+    Full jitter, so that the partitions of a target that is back do not all come at once.
+    """
+    return random.uniform(0, min(MAX_BACKOFF, 2.0 ** min(attempts, 10)))  # noqa: S311  jitter
+
+
+def relay_partition(
+    using: str, partition: int, target_name: str, *, force: bool = False
+) -> Report:
+    """Number and publish whatever is waiting in a partition, for one target.
+
+    Looks again after releasing the lease: a wake-up that came in between found the lease
+    taken and went away. No transaction is open while the target is being talked to.
+
+    Args:
+        using: Database alias.
+        partition: Its number.
+        target_name: One of `get_targets()`, or NO_TARGET to number only.
+        force: Try now even if the last failure asked to wait.
+    """
+    storage = get_storage()
+    if target_name == NO_TARGET:
+        return Report(Outcome.DONE, storage.number_all(using, partition))
+    target = get_targets().get(target_name)
+    if target is None:
+        return Report(Outcome.UNKNOWN, error=f"{target_name} is not in the settings")
+    return _Relay(storage, using, partition, target).run(force=force)
+
+
+def relay_all(
+    using: str, *, force: bool = False, targets: Collection[str] | None = None
+) -> dict[tuple[int, str], Report]:
+    """Relay every partition that has work and is due. What the sweep and admin call."""
+    return {
+        (partition, name): relay_partition(using, partition, name, force=force)
+        for partition, name in pending(using)
+        if targets is None or name in targets
+    }
+
+
+def pending(using: str) -> list[tuple[int, str]]:
+    """Return the (partition, target) pairs with something unnumbered or unconfirmed."""
+    storage = get_storage()
+    names = list(get_targets())
+    unnumbered = set(storage.unnumbered_partitions(using))
+    if not names:
+        return [(partition, NO_TARGET) for partition in sorted(unnumbered)]
+    heads = storage.heads(using)
+    rows = Cursor.objects.using(using).filter(target__in=names)
+    marks = {
+        (partition, name): mark
+        for partition, name, mark in rows.values_list(
+            "partition", "target", "watermark"
+        )
+    }
+    found = []
+    for partition in sorted({*heads, *unnumbered}):
+        for name in names:
+            # Without a cursor the target is new: it starts at the head.
+            mark = marks.get((partition, name))
+            is_behind = mark is not None and mark < heads.get(partition, 0)
+            if partition in unnumbered or is_behind:
+                found.append((partition, name))
+    return found
+
+
+class _Relay:
+    """One call's work on one (partition, target)."""
+
+    def __init__(
+        self, storage: DjangoModelStorage, using: str, partition: int, target: Target
+    ) -> None:
+        self._storage = storage
+        self._using = using
+        self._partition = partition
+        self._target = target
+        self._token = secrets.token_hex(16)
+        self._event_count = 0
+
+    def run(self, *, force: bool) -> Report:
+        self._ensure_cursors()
+        while True:
+            cursor = self._acquire(force=force)
+            if cursor is None:
+                return self._not_acquired()
+            try:
+                self._drain(cursor)
+            except PublishError as error:
+                self._record_failure(cursor, error)
+                return Report(Outcome.FAILED, self._event_count, str(error))
+            except _LeaseLostError:
+                logger.warning("Lost the lease of %s", cursor)
+                return Report(Outcome.BUSY, self._event_count)
+            except BaseException:
+                # A worker's time limit or shutdown: hand the rest on at once.
+                self._release()
+                raise
+            self._release()
+            if not self._has_work():
+                return Report(Outcome.DONE, self._event_count)
+
+    # --- the lease
+
+    def _rows(self) -> QuerySet[Cursor]:
+        return Cursor.objects.using(self._using).filter(
+            partition=self._partition, target=self._target.name
+        )
+
+    def _ensure_cursors(self) -> None:
+        """Create the cursors that are missing, of all targets, before anything is numbered.
+
+        At the head: a new target gets what is sent from now on, and not the past 24 h.
+        All of them, as the first target to come would number the others' first events.
+        """
+        names = list(get_targets())
+        cursors = Cursor.objects.using(self._using).filter(partition=self._partition)
+        missing = set(names) - set(cursors.values_list("target", flat=True))
+        if missing:
+            head = self._storage.last_position(self._using, self._partition)
+            Cursor.objects.using(self._using).bulk_create(
+                [
+                    Cursor(partition=self._partition, target=name, watermark=head)
+                    for name in sorted(missing)
+                ],
+                ignore_conflicts=True,
+            )
+
+    def _acquire(self, *, force: bool) -> Cursor | None:
+        rows = self._rows().filter(
+            Q(lease_until__isnull=True) | Q(lease_until__lt=Now())
+        )
+        if not force:
+            rows = rows.filter(
+                Q(next_attempt__isnull=True) | Q(next_attempt__lte=Now())
+            )
+        # By database time, in one statement: alike on PostgreSQL, SQLite, behind
+        # PgBouncer, and whatever this machine's clock says.
+        if not rows.update(lease_token=self._token, lease_until=self._lease_end()):
+            return None
+        return self._rows().get()
+
+    def _lease_end(self) -> object:
+        return Now() + datetime.timedelta(seconds=conf.get_options().lease_seconds)
+
+    def _release(self) -> None:
+        self._rows().filter(lease_token=self._token).update(
+            lease_token="", lease_until=None
+        )
+
+    def _not_acquired(self) -> Report:
+        cursor = self._rows().first()
+        if cursor is not None and cursor.lease_until is None and cursor.next_attempt:
+            return Report(Outcome.WAITING, self._event_count, cursor.last_error)
+        return Report(Outcome.BUSY, self._event_count)
+
+    def _has_work(self) -> bool:
+        unnumbered = Event.objects.using(self._using).filter(
+            partition=self._partition, position__isnull=True
+        )
+        if unnumbered.exists():
+            return True
+        head = self._storage.last_position(self._using, self._partition)
+        return self._rows().filter(watermark__lt=head).exists()
+
+    # --- number, publish, confirm
+
+    def _drain(self, cursor: Cursor) -> None:
+        options = conf.get_options()
+        watermark = cursor.watermark
+        if self._is_backlog(cursor):
+            watermark = self._publish_backlog(watermark)
+        while True:
+            self._storage.number_batch(
+                self._using, self._partition, limit=options.batch_size
+            )
+            rows = self._storage.read_partition(
+                self._using, self._partition, after=watermark, limit=options.batch_size
+            )
+            if not rows:
+                return
+            for batch, items in self._batches(rows):
+                self._publish(batch, items)
+                watermark = batch[-1].position
+                self._confirm(watermark, len(batch))
+
+    def _is_backlog(self, cursor: Cursor) -> bool:
+        if cursor.failing_since is None:
+            return False
+        after = datetime.timedelta(seconds=conf.get_options().backlog_after)
+        return self._rows().filter(failing_since__lt=Now() - after).exists()
+
+    def _publish_backlog(self, watermark: int) -> int:
+        """Publish to a target that is back only the newest event of each channel.
+
+        Its held streams see the gap and read the log. Event by event the proxy would
+        hold up each for message_wait, and forget ids that it has seen before.
+        """
+        self._storage.number_all(self._using, self._partition)
+        head = self._storage.last_position(self._using, self._partition)
+        rows = self._storage.read_newest(
+            self._using, self._partition, after=watermark, up_to=head
+        )
+        for batch, items in self._batches(rows):
+            self._publish(batch, items)
+            self._renew()
+        if head > watermark:
+            self._confirm(head, len(rows))
+        return head
+
+    def _batches(
+        self, rows: Sequence[OutboxRow]
+    ) -> list[tuple[list[OutboxRow], list[Item]]]:
+        """Encode the rows, and cut them by BATCH_BYTES; a row is never cut in two."""
+        limit = conf.get_options().batch_bytes
+        batches: list[tuple[list[OutboxRow], list[Item]]] = []
+        size = limit
+        for row in rows:
+            items = self._target.encode(row)
+            row_size = sum(len(item.body) + 1 for item in items)
+            if size + row_size > limit:
+                batches.append(([], []))
+                size = 0
+            batches[-1][0].append(row)
+            batches[-1][1].extend(items)
+            size += row_size
+        return batches
+
+    def _publish(self, rows: Sequence[OutboxRow], items: Sequence[Item]) -> None:
+        try:
+            self._target.publish(items)
+        except PublishRejectedError as error:
+            rejected = self._bisect(rows, error)
+            if len(rejected) == len(rows) > 1:
+                # Not one in a whole batch is good: the fault is the target's.
+                raise PublishUnavailableError(
+                    f"every one of {len(rows)} events was refused: {error}"
+                ) from error
+            for row, reason in rejected:
+                self._bury(row, reason)
+        logger.info(
+            "Published %s events of partition %s to %s",
+            len(rows), self._partition, self._target.name,
+        )  # fmt: skip
+
+    def _bisect(
+        self, rows: Sequence[OutboxRow], error: PublishRejectedError
+    ) -> list[tuple[OutboxRow, PublishRejectedError]]:
+        """Publish the halves of a refused batch, down to the rows that are at fault."""
+        if len(rows) == 1:
+            return [(rows[0], error)]
+        rejected = []
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            self._renew()
+            items = [item for row in half for item in self._target.encode(row)]
+            try:
+                self._target.publish(items)
+            except PublishRejectedError as half_error:
+                rejected += self._bisect(half, half_error)
+        return rejected
+
+    def _bury(self, row: OutboxRow, error: PublishRejectedError) -> None:
+        logger.error(
+            "%s refused event %s of %s for good: %s",
+            self._target.name, row.eid, row.channel, error,
+        )  # fmt: skip
+        DeadLetter.objects.using(self._using).bulk_create(
+            [
+                DeadLetter(
+                    event_id=row.id,
+                    partition=self._partition,
+                    position=row.position,
+                    channel=row.channel,
+                    eid=row.eid,
+                    target=self._target.name,
+                    error=str(error),
+                )
+            ],
+            ignore_conflicts=True,
+        )
+        event = Event.objects.using(self._using).filter(pk=row.id).first()
+        event_dead_lettered.send_robust(
+            DeadLetter,
+            using=self._using,
+            target=self._target.name,
+            event=event,
+            error=str(error),
+        )
+
+    def _renew(self) -> None:
+        mine = self._rows().filter(lease_token=self._token)
+        if not mine.update(lease_until=self._lease_end()):
+            raise _LeaseLostError
+
+    def _confirm(self, position: int, event_count: int) -> None:
+        with transaction.atomic(using=self._using):
+            connection = connections[self._using]
+            if connection.vendor == "postgresql":
+                # Losing a confirmation repeats an id; waiting for the disk buys nothing.
+                with connection.cursor() as cursor:
+                    cursor.execute("SET LOCAL synchronous_commit TO off")
+            mine = self._rows().filter(lease_token=self._token)
+            confirmed = mine.filter(watermark__lte=position).update(
+                watermark=position,
+                lease_until=self._lease_end(),
+                attempts=0,
+                next_attempt=None,
+                failing_since=None,
+                confirmed_at=Now(),
+                last_error="",
+            )
+        if not confirmed:
+            raise _LeaseLostError
+        self._event_count += event_count
+        events_confirmed.send_robust(
+            Cursor,
+            using=self._using,
+            partition=self._partition,
+            target=self._target.name,
+            event_count=event_count,
+            position=position,
+        )
+
+    def _record_failure(self, cursor: Cursor, error: PublishError) -> None:
+        # Confirming a batch resets the count: read it again.
+        mine = self._rows().filter(lease_token=self._token)
+        attempts = mine.values_list("attempts", flat=True).first()
+        if attempts is None:
+            return
+        delay = backoff(attempts + 1)
+        logger.warning(
+            "Publishing partition %s to %s failed (%s in a row), again in %.1f s: %s",
+            self._partition, self._target.name, attempts + 1, delay, error,
+        )  # fmt: skip
+        mine.filter(failing_since__isnull=True).update(failing_since=Now())
+        mine.update(
+            attempts=F("attempts") + 1,
+            next_attempt=Now() + datetime.timedelta(seconds=delay),
+            last_error=str(error),
+            lease_token="",
+            lease_until=None,
+        )
+
+
+def publish_unstored(target_name: str, rows: Sequence[OutboxRow]) -> None:
+    """Publish best-effort events, which are in no table, to one target, once.
+
+    Raises:
+        PublishError: The target did not accept them; nobody will try again.
+    """
+    target = get_targets().get(target_name)
+    if target is not None:
+        target.publish([item for row in rows for item in target.encode(row)])

@@ -1,0 +1,78 @@
+"""Event ↔ text/event-stream. Pure: no I/O, no Django.
+
+Source: WHATWG HTML, section 9.2, "Server-sent events".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+_LINE_END = re.compile("\r\n|\r|\n")
+_FIELD_BREAKERS = re.compile("[\r\n\0]")
+
+KEEP_ALIVE = "event: keep-alive\ndata:\n\n"
+ERROR_ID = "error"
+"""The id of a stream-error: a client that sends it back may not resume."""
+
+
+def encode_data(event_type: str, data: str) -> str:
+    """Return the event and data lines, without id and without the closing blank line.
+
+    A line end of any of the three kinds in the data starts a new data line, so that the
+    client receives LF, and no data can add a field of its own.
+    """
+    lines = _LINE_END.split(data)
+    body = "\n".join(f"data: {line}" for line in lines)
+    return f"event: {_FIELD_BREAKERS.sub('', event_type)}\n{body}\n"
+
+
+def encode_event(event_type: str, data: str, event_id: str | None = None) -> str:
+    """Return one whole event, blank line included.
+
+    Args:
+        event_type: Its `event:` field.
+        data: Text, of any number of lines.
+        event_id: Its `id:` field; None leaves the client's last id as it is.
+    """
+    id_line = "" if event_id is None else f"id: {_FIELD_BREAKERS.sub('', event_id)}\n"
+    return f"{id_line}{encode_data(event_type, data)}\n"
+
+
+def encode_reset(channels: list[str], event_id: str) -> str:
+    """Return a stream-reset: the client's position in these channels is gone."""
+    data = json.dumps({"channels": sorted(channels)})
+    return encode_event("stream-reset", data, event_id)
+
+
+def encode_error(
+    condition: str, text: str, extra: Mapping[str, object] | None = None
+) -> str:
+    """Return a stream-error, after which the client must not resume.
+
+    Args:
+        condition: "bad-request", "forbidden", "internal-error" or "unsupported".
+        text: For people.
+        extra: More keys of the data, for instance the channels concerned.
+    """
+    data = {"condition": condition, "text": text, **(extra or {})}
+    return encode_event("stream-error", json.dumps(data), ERROR_ID)
+
+
+def encode_preamble(padding: int, retry: int | None, event_id: str = "") -> str:
+    """Return what opens a stream: padding, retry and stream-open.
+
+    stream-open carries the position, so that a client which is cut off before its first
+    event comes back from there and not from wherever the channel is by then.
+
+    Args:
+        padding: Bytes of comment, which make some browsers and proxies show the stream
+            at once. 0 for none.
+        retry: Milliseconds that the client waits before it reconnects; None for its own.
+        event_id: The position at which the stream begins; "" where nothing is stored.
+    """
+    comment = f":{' ' * padding}\n\n" if padding else ""
+    retry_line = "" if retry is None else f"retry: {retry}\n"
+    id_line = f"id: {event_id}\n" if event_id else ""
+    return f"{comment}{retry_line}{id_line}event: stream-open\ndata:\n\n"

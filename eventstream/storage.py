@@ -1,0 +1,452 @@
+"""The log: append, number, read after a position, prune.
+
+The only module with SQL of its own. Every method takes the database alias, so that a
+project with several outboxes has one storage class.
+"""
+
+from __future__ import annotations
+
+import datetime
+import zlib
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from django.db import connections, transaction
+from django.db.models import Max, Min, Q
+from django.db.models.functions import Now
+
+from eventstream import conf
+from eventstream.models import (
+    Channel,
+    Cursor,
+    DeadLetter,
+    Event,
+    EventKind,
+    Partition,
+)
+from eventstream.signals import events_numbered
+
+MAX_BATCH = 10_000
+PRUNE_BATCH = 5_000
+SUPPORTED_VENDORS = ("postgresql", "sqlite")
+
+# One statement, so that a batch costs one round trip: channels of the batch get their ids
+# by one upsert, events their place by window functions. A kick counts as a position only.
+_NUMBER_POSTGRESQL = """
+WITH batch AS (
+  SELECT id, channel, kind FROM {event}
+  WHERE partition = %(partition)s AND position IS NULL ORDER BY id LIMIT %(limit)s
+), grouped AS (
+  SELECT channel, count(*) FILTER (WHERE kind = 0) AS event_count
+  FROM batch GROUP BY channel
+), upserted AS (
+  INSERT INTO {channel} AS c (name, partition, last_eid)
+  SELECT channel, %(partition)s, event_count FROM grouped WHERE event_count > 0
+  ON CONFLICT (name) DO UPDATE SET last_eid = c.last_eid + excluded.last_eid
+  RETURNING name, last_eid
+), numbered AS (
+  SELECT b.id, row_number() OVER (ORDER BY b.id) AS place,
+    CASE WHEN b.kind = 0 THEN u.last_eid - g.event_count
+      + count(*) FILTER (WHERE b.kind = 0) OVER (PARTITION BY b.channel ORDER BY b.id)
+    END AS eid
+  FROM batch b JOIN grouped g ON g.channel = b.channel
+  LEFT JOIN upserted u ON u.name = b.channel
+), moved AS (
+  UPDATE {event} e SET position = %(base)s + n.place, eid = n.eid
+  FROM numbered n WHERE e.id = n.id RETURNING 1
+)
+SELECT count(*) FROM moved
+"""
+
+# SQLite takes no INSERT inside WITH: the same in two statements, under its one writer.
+_UPSERT_SQLITE = """
+INSERT INTO {channel} (name, partition, last_eid)
+SELECT channel, %(partition)s, count(*) FROM (
+  SELECT channel, kind FROM {event}
+  WHERE partition = %(partition)s AND position IS NULL ORDER BY id LIMIT %(limit)s
+) WHERE kind = 0 GROUP BY channel
+ON CONFLICT (name) DO UPDATE SET last_eid = last_eid + excluded.last_eid
+"""
+
+_NUMBER_SQLITE = """
+WITH batch AS (
+  SELECT id, channel, kind FROM {event}
+  WHERE partition = %(partition)s AND position IS NULL ORDER BY id LIMIT %(limit)s
+), numbered AS (
+  SELECT b.id, row_number() OVER (ORDER BY b.id) AS place,
+    CASE WHEN b.kind = 0 THEN c.last_eid
+      - count(*) FILTER (WHERE b.kind = 0) OVER (PARTITION BY b.channel)
+      + count(*) FILTER (WHERE b.kind = 0) OVER (PARTITION BY b.channel ORDER BY b.id)
+    END AS eid
+  FROM batch b LEFT JOIN {channel} c ON c.name = b.channel
+)
+UPDATE {event} SET position = %(base)s + n.place, eid = n.eid
+FROM numbered n WHERE {event}.id = n.id
+"""
+
+
+class OutboxRow(NamedTuple):
+    """A numbered row, as a target needs it. `eid` is None for kicks and best-effort."""
+
+    id: int
+    position: int
+    kind: int
+    channel: str
+    eid: int | None
+    type: str
+    data: str
+    skip_users: str
+
+
+class LogEvent(NamedTuple):
+    """An event of one channel, as a reader needs it."""
+
+    eid: int
+    type: str
+    data: str
+    skip_users: str
+
+
+class ChannelLog(NamedTuple):
+    """A page of a channel's log.
+
+    Attributes:
+        events: Those that follow the position asked for, consecutive.
+        last_eid: The last id of the channel; 0 if it never had an event.
+        is_reset: The position asked for is not in the log any more, or never was.
+    """
+
+    events: list[LogEvent]
+    last_eid: int
+    is_reset: bool
+
+
+def partition_of(channel: str) -> int:
+    """Return the partition of a channel: the same in every process and release."""
+    return zlib.crc32(channel.encode()) % conf.get_options().partitions
+
+
+def join_users(users: Iterable[object]) -> str:
+    """Return user ids as `skip_users` stores them: ",1,2,", or "" for none."""
+    ids = sorted({str(user) for user in users})
+    return f",{','.join(ids)}," if ids else ""
+
+
+def is_skipped(skip_users: str, user_id: str) -> bool:
+    """Say whether the event is not for this user. "" is the anonymous user."""
+    return bool(skip_users and user_id) and f",{user_id}," in skip_users
+
+
+class DjangoModelStorage:
+    """The log in Django's databases. The one class for EVENTSTREAM_STORAGE_CLASS."""
+
+    # --- senders
+
+    def append(self, using: str, events: Sequence[Event]) -> None:
+        """Insert the rows in the caller's transaction; their primary keys are set.
+
+        One statement for up to a thousand, no lock, no other row read or written.
+        """
+        if len(events) == 1:
+            events[0].save(using=using, force_insert=True)
+        else:
+            Event.objects.using(using).bulk_create(events, batch_size=1000)
+
+    def append_once(self, using: str, event: Event) -> Event:
+        """Insert the row unless its channel has its idempotency key; return what is there.
+
+        A concurrent transaction with the same key is waited for, as a unique key must.
+        """
+        rows = Event.objects.using(using)
+        rows.bulk_create([event], ignore_conflicts=True)
+        return rows.get(channel=event.channel, idempotency_key=event.idempotency_key)
+
+    # --- numbering
+
+    def number_batch(self, using: str, partition: int, *, limit: int) -> int:
+        """Give ids and positions to committed events that have none.
+
+        Runs in one transaction under the partition's row lock, which no sender ever
+        takes. Events are numbered in primary-key order; concurrent senders may be
+        interleaved, one sender's are not. Once this returns, the ids are durable and
+        never change: publish only after it. Source: docs/decisions, "Number late".
+
+        Args:
+            using: Database alias.
+            partition: Its number.
+            limit: Most events to number, 1 to 10,000. Bounds the transaction.
+
+        Returns:
+            How many rows were numbered; fewer than the limit means none is left.
+
+        Raises:
+            ValueError: The limit is out of range.
+        """
+        if not 1 <= limit <= MAX_BATCH:
+            raise ValueError(f"limit must be 1 to {MAX_BATCH}, not {limit}")
+        unnumbered = Event.objects.using(using).filter(
+            partition=partition, position__isnull=True
+        )
+        if not unnumbered.exists():  # the usual answer, and it takes no lock
+            return 0
+        Partition.objects.using(using).get_or_create(number=partition)
+        with transaction.atomic(using=using):
+            count = self._number(using, partition, limit)
+        if count:
+            events_numbered.send_robust(
+                type(self), using=using, partition=partition, event_count=count
+            )
+        return count
+
+    def _number(self, using: str, partition: int, limit: int) -> int:
+        connection = connections[using]
+        quoted = connection.ops.quote_name
+        names = {
+            "event": quoted(Event._meta.db_table),
+            "channel": quoted(Channel._meta.db_table),
+        }
+        rows = Partition.objects.using(using).filter(number=partition)
+        if connection.vendor == "sqlite":
+            # Takes the write lock also where transactions are not IMMEDIATE.
+            rows.update(number=partition)
+            lock = rows
+        else:
+            lock = rows.select_for_update(no_key=True)
+        base = lock.values_list("last_position", flat=True).get()
+        values = {"partition": partition, "limit": limit, "base": base}
+        with connection.cursor() as cursor:
+            if connection.vendor == "sqlite":
+                cursor.execute(_UPSERT_SQLITE.format(**names), values)
+                cursor.execute(_NUMBER_SQLITE.format(**names), values)
+                count = int(cursor.rowcount)
+            else:
+                cursor.execute(_NUMBER_POSTGRESQL.format(**names), values)
+                count = int(cursor.fetchone()[0])
+        if count:
+            rows.update(last_position=base + count)
+        return count
+
+    def number_all(self, using: str, partition: int) -> int:
+        """Number batch after batch until none is left; return how many."""
+        limit = conf.get_options().batch_size
+        total = 0
+        while True:
+            count = self.number_batch(using, partition, limit=limit)
+            total += count
+            if count < limit:
+                return total
+
+    def unnumbered_partitions(self, using: str, *, older_than: float = 0) -> list[int]:
+        """Return the partitions that have committed events without a number.
+
+        Args:
+            using: Database alias.
+            older_than: Seconds since they were written.
+        """
+        rows = Event.objects.using(using).filter(position__isnull=True)
+        if older_than:
+            rows = rows.filter(
+                created__lte=Now() - datetime.timedelta(seconds=older_than)
+            )
+        return sorted(set(rows.values_list("partition", flat=True).distinct()))
+
+    def partitions(self, using: str) -> list[int]:
+        """Return every partition that may have work: the configured, and any older."""
+        known = Partition.objects.using(using).values_list("number", flat=True)
+        return sorted({*range(conf.get_options().partitions), *known})
+
+    # --- the relay's reading
+
+    def read_partition(
+        self, using: str, partition: int, *, after: int, limit: int
+    ) -> list[OutboxRow]:
+        """Return the numbered rows above a position, in order."""
+        rows = (
+            Event.objects.using(using)
+            .filter(partition=partition, position__gt=after)
+            .order_by("position")
+            .values_list(*OutboxRow._fields)
+        )
+        return [OutboxRow(*row) for row in rows[:limit]]
+
+    def read_newest(
+        self, using: str, partition: int, *, after: int, up_to: int
+    ) -> list[OutboxRow]:
+        """Return of a backlog the newest event of each channel, and every kick."""
+        rows = Event.objects.using(using).filter(
+            partition=partition, position__gt=after, position__lte=up_to
+        )
+        newest = rows.filter(kind=EventKind.EVENT).values("channel")
+        positions = newest.annotate(newest=Max("position")).values("newest")
+        wanted = rows.filter(Q(kind=EventKind.KICK) | Q(position__in=positions))
+        wanted_rows = wanted.order_by("position").values_list(*OutboxRow._fields)
+        return [OutboxRow(*row) for row in wanted_rows]
+
+    def last_position(self, using: str, partition: int) -> int:
+        """Return the last position given in a partition, 0 if none ever was."""
+        rows = Partition.objects.using(using).filter(number=partition)
+        return rows.values_list("last_position", flat=True).first() or 0
+
+    # --- readers
+
+    def current_ids(self, using: str, channels: Collection[str]) -> dict[str, int]:
+        """Return the last event id of each channel, 0 for one that never had any."""
+        rows = Channel.objects.using(using).filter(name__in=channels)
+        known = dict(rows.values_list("name", "last_eid"))
+        return {name: known.get(name, 0) for name in channels}
+
+    def read_after(
+        self, using: str, channel: str, eid: int, *, limit: int
+    ) -> ChannelLog:
+        """Return what follows an event id in a channel.
+
+        The last id is read first: an event numbered in between is then simply more than
+        was asked for, and never looks like a gap.
+
+        Args:
+            using: Database alias.
+            channel: Its name.
+            eid: The last event id that the reader has.
+            limit: Most events to return.
+        """
+        last_eid = self.current_ids(using, [channel])[channel]
+        if eid == last_eid:
+            return ChannelLog([], last_eid, is_reset=False)
+        if not 0 <= eid < last_eid:
+            return ChannelLog([], last_eid, is_reset=True)
+        rows = (
+            Event.objects.using(using)
+            .filter(channel=channel, eid__gt=eid)
+            .order_by("eid")
+            .values_list(*LogEvent._fields)
+        )
+        events = [LogEvent(*row) for row in rows[:limit]]
+        if not events or events[0].eid != eid + 1:  # below the floor
+            return ChannelLog([], last_eid, is_reset=True)
+        return ChannelLog(events, max(last_eid, events[-1].eid), is_reset=False)
+
+    def floor(self, using: str, channel: str) -> int:
+        """Return the largest event id pruned from a channel."""
+        last_eid = self.current_ids(using, [channel])[channel]
+        stored = Event.objects.using(using).filter(channel=channel, eid__isnull=False)
+        smallest: int | None = stored.aggregate(eid=Min("eid"))["eid"]
+        return last_eid if smallest is None else smallest - 1
+
+    def has_channel(self, using: str, channel: str) -> bool:
+        """Say whether the channel has, or had, an event in this database."""
+        return (
+            Channel.objects.using(using).filter(name=channel).exists()
+            or Event.objects.using(using)
+            .filter(channel=channel, partition=partition_of(channel))
+            .filter(position__isnull=True)
+            .exists()
+        )
+
+    def heads(self, using: str) -> dict[int, int]:
+        """Return the last position of each partition: has anything happened at all?"""
+        rows = Partition.objects.using(using).values_list("number", "last_position")
+        return dict(rows)
+
+    def kicks_after(
+        self, using: str, positions: dict[int, int]
+    ) -> list[tuple[int, int, str, str]]:
+        """Return (partition, position, channel, user id) of kicks above the positions."""
+        if not positions:
+            return []
+        where = Q()
+        for partition, position in positions.items():
+            where |= Q(partition=partition, position__gt=position)
+        rows = Event.objects.using(using).filter(where, kind=EventKind.KICK)
+        kicks = rows.order_by("partition", "position").values_list(
+            "partition", "position", "channel", "data"
+        )
+        return [
+            (p, position or 0, channel, user) for p, position, channel, user in kicks
+        ]
+
+    # --- maintenance
+
+    def count_undelivered(self, using: str, targets: Collection[str]) -> int:
+        """Return how many events wait: unnumbered, or above some target's watermark."""
+        waiting = Q(position__isnull=True)
+        for partition, watermark in self._watermarks(using, targets).items():
+            waiting |= Q(partition=partition, position__gt=watermark)
+        return Event.objects.using(using).filter(waiting).count()
+
+    def _watermarks(self, using: str, targets: Collection[str]) -> dict[int, int]:
+        rows = Cursor.objects.using(using).filter(target__in=list(targets))
+        marks = rows.values("partition").annotate(mark=Min("watermark"))
+        return dict(marks.values_list("partition", "mark"))
+
+    def prune(
+        self, using: str, partition: int, *, retention: float, targets: Collection[str]
+    ) -> int:
+        """Delete the confirmed prefix of a partition that is past the retention.
+
+        Never by age alone: creation times and positions can be inverted by concurrent
+        transactions, and a hole in the ids could not be told from a loss. A target that
+        has failed for longer than the retention does not hold it up.
+
+        Args:
+            using: Database alias.
+            partition: Its number.
+            retention: Seconds for which events are kept.
+            targets: Names of the configured targets; cursors of others are passed over.
+
+        Returns:
+            How many rows were deleted, in transactions of at most 5,000.
+        """
+        cutoff = Now() - datetime.timedelta(seconds=retention)
+        numbered = Event.objects.using(using).filter(
+            partition=partition, position__isnull=False
+        )
+        bound = self.last_position(using, partition)
+        cursors = Cursor.objects.using(using).filter(
+            partition=partition, target__in=list(targets)
+        )
+        holding = cursors.exclude(failing_since__lt=cutoff)
+        lowest = holding.aggregate(mark=Min("watermark"))["mark"]
+        if lowest is not None:
+            bound = min(bound, lowest)
+        young = numbered.filter(created__gte=cutoff).order_by("position")
+        first_young = young.values_list("position", flat=True).first()
+        if first_young is not None:
+            bound = min(bound, first_young - 1)
+        total = 0
+        while True:
+            first = numbered.aggregate(first=Min("position"))["first"]
+            if first is None or first > bound:
+                return total
+            last = min(first + PRUNE_BATCH - 1, bound)
+            with transaction.atomic(using=using):
+                # Raw: no signals, no collecting of ids; five times as fast.
+                total += numbered.filter(position__lte=last)._raw_delete(using)
+                DeadLetter.objects.using(using).filter(
+                    partition=partition, position__lte=last
+                )._raw_delete(using)
+
+
+def get_storage() -> DjangoModelStorage:
+    """Return the storage that the settings name.
+
+    With EVENTSTREAM_STORAGE_CLASS = None no event is stored, but a withdrawn permission
+    still is until it is confirmed: hence the default class then, too.
+    """
+    path = conf.get_options().storage_class or conf.DEFAULT_STORAGE
+    storage: DjangoModelStorage = conf.load(path)
+    return storage
+
+
+def alias_of(channel: str) -> str:
+    """Return the database alias that holds a channel's log, for its readers.
+
+    The only one, or the first of EVENTSTREAM_DATABASES that has events of the channel.
+    """
+    databases = conf.get_options().databases
+    if len(databases) == 1:
+        return databases[0]
+    storage = get_storage()
+    for using in databases:
+        if storage.has_channel(using, channel):
+            return using
+    return databases[0]

@@ -1,0 +1,51 @@
+"""What the relay asks of a target."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from eventstream.storage import OutboxRow
+
+
+class Item(NamedTuple):
+    """A row in the form that goes over the wire.
+
+    Attributes:
+        channel: The event's channel.
+        body: What the target receives for it; its length counts against BATCH_BYTES.
+        is_kick: Whether it is a withdrawn permission.
+    """
+
+    channel: str
+    body: bytes
+    is_kick: bool = False
+
+
+class Target(ABC):
+    """One GRIP proxy, or the Redis bus.
+
+    Attributes:
+        name: Stable over restarts: cursors are kept under it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def encode(self, row: OutboxRow) -> list[Item]:
+        """Return the items of a row, in order. Pure."""
+
+    @abstractmethod
+    def publish(self, items: Sequence[Item]) -> None:
+        """Hand the items over, in order, in one call with a time limit.
+
+        Returning means that the target has accepted every one of them.
+
+        Raises:
+            PublishUnavailableError: Not now; perhaps accepted all the same.
+            PublishRejectedError: At least one item will never be accepted.
+        """
+
+    def close(self) -> None:  # noqa: B027  most targets hold nothing
+        """Drop connections, for instance after a fork."""

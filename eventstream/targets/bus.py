@@ -1,0 +1,114 @@
+"""The Redis bus: pub/sub to web processes that hold streams themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from eventstream import conf
+from eventstream.exceptions import PublishUnavailableError
+from eventstream.models import EventKind
+from eventstream.storage import OutboxRow
+from eventstream.targets.base import Item, Target
+
+BUS = "bus"
+
+
+def event_topic(channel: str) -> str:
+    """Return the pub/sub channel that carries an event channel."""
+    return f"{conf.get_options().redis_prefix}events:{channel}"
+
+
+def kick_topic() -> str:
+    """Return the pub/sub channel that carries withdrawn permissions."""
+    return f"{conf.get_options().redis_prefix}kicks"
+
+
+def connect(arguments: dict[str, Any], *, timeout: float) -> redis.Redis:
+    """Return a bounded client: no retries, this many seconds for connect and answer."""
+    limits = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    arguments = dict(arguments)
+    url = arguments.pop("url", None)
+    if url is not None:
+        return redis.Redis.from_url(url, **{**arguments, **limits})
+    return redis.Redis(**{**arguments, **limits})
+
+
+def connect_async(arguments: dict[str, Any]) -> redis.asyncio.Redis:
+    """Return the hub's client: a mute server is noticed by its health check."""
+    limits = {"socket_connect_timeout": 2.0, "health_check_interval": 5}
+    arguments = dict(arguments)
+    url = arguments.pop("url", None)
+    if url is not None:
+        return redis.asyncio.Redis.from_url(url, **{**arguments, **limits})
+    return redis.asyncio.Redis(**{**arguments, **limits})
+
+
+def decode(payload: bytes) -> list[list[Any]]:
+    """Return the rows of a message: [eid or None, type, data, skip_users] each."""
+    rows: list[list[Any]] = json.loads(payload)
+    return rows
+
+
+class BusTarget(Target):
+    """Redis pub/sub, pipelined: one message carries consecutive events of a channel."""
+
+    name = BUS
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._client: redis.Redis | None = None
+
+    def encode(self, row: OutboxRow) -> list[Item]:
+        if row.kind == EventKind.KICK:
+            return [Item(row.channel, _dump([row.channel, row.data]), True)]
+        content = _dump([row.eid, row.type, row.data, row.skip_users])
+        return [Item(row.channel, content)]
+
+    def publish(self, items: Sequence[Item]) -> None:
+        if self._client is None:
+            self._client = connect(
+                self._arguments, timeout=conf.get_options().publish_timeout
+            )
+        try:
+            pipeline = self._client.pipeline(transaction=False)
+            for topic, payload in _messages(items):
+                pipeline.publish(topic, payload)
+            pipeline.execute()
+        except redis.RedisError as error:
+            self.close()
+            raise PublishUnavailableError(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+def _messages(items: Sequence[Item]) -> Iterable[tuple[str, bytes]]:
+    """Join a channel's events into one message. The order within a channel is kept.
+
+    Kicks go first: a stream may be closed a little early, never a little late.
+    """
+    events: dict[str, list[bytes]] = {}
+    for item in items:
+        if item.is_kick:
+            yield kick_topic(), item.body
+        else:
+            events.setdefault(item.channel, []).append(item.body)
+    for channel, bodies in events.items():
+        yield event_topic(channel), b"[" + b",".join(bodies) + b"]"
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,147 @@
+"""GRIP proxies: Pushpin, Fastly Fanout. The only module that speaks to them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+from gripcontrol import GripPubControl, HttpStreamFormat
+from pubcontrol import Item as GripItem
+from requests.adapters import HTTPAdapter
+
+from eventstream import conf, sse
+from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
+from eventstream.models import EventKind
+from eventstream.positions import quote_channel
+from eventstream.storage import OutboxRow
+from eventstream.targets.base import Item, Target
+
+FILTER_BUILD_ID = "build-id"
+FILTER_SKIP_USERS = "skip-users"
+FILTER_REQUIRE_SUB = "require-sub"
+
+# Only these say that the content is at fault. 401, 403, 404 or 429 would be the answer to
+# every item alike: a wrong key must never turn an outbox into dead letters.
+_CONTENT_STATUSES = frozenset({400, 413, 422})
+_STATUS = re.compile(r"received failed status code (\d{3})")
+
+
+def channel_name(channel: str) -> str:
+    """Return the proxy's name for a channel, without GRIP_PREFIX."""
+    return f"events-{quote_channel(channel)}"
+
+
+def user_channel_name(user_id: str) -> str:
+    """Return the proxy channel over which a user's streams are closed, without prefix."""
+    return f"user-{quote_channel(user_id)}"
+
+
+def escape_format(content: str) -> str:
+    """Escape what the build-id filter would expand: it sees the whole body."""
+    return content.replace("%", "%%")
+
+
+def event_item(
+    channel: str, eid: int | None, event_type: str, data: str, skip_users: str
+) -> dict[str, Any]:
+    """Return the publish item of an event; eid None is a best-effort one."""
+    body = sse.encode_data(event_type, data)
+    meta = {"skip_users": skip_users.strip(",")} if skip_users else {}
+    if eid is None:
+        stream = HttpStreamFormat(f"{body}\n")
+        item = GripItem(stream, meta=meta)
+    else:
+        # %I is the position in all channels of that stream, which the proxy knows.
+        stream = HttpStreamFormat(
+            f"id: %I\n{escape_format(body)}\n", content_filters=[FILTER_BUILD_ID]
+        )
+        item = GripItem(stream, id=str(eid), prev_id=str(eid - 1), meta=meta)
+    exported: dict[str, Any] = item.export()
+    exported["channel"] = conf.grip_prefix() + channel_name(channel)
+    return exported
+
+
+def kick_items(row: OutboxRow) -> list[dict[str, Any]]:
+    """Return the two items that end a user's streams of a channel.
+
+    Their ids are unique: the proxy drops an id that it has seen within id_cache_ttl.
+    """
+    text = sse.encode_error(
+        "forbidden",
+        f"Permission denied to channels: {row.channel}",
+        {"channels": [row.channel]},
+    )
+    meta = {"require_sub": conf.grip_prefix() + channel_name(row.channel)}
+    error = GripItem(HttpStreamFormat(text), id=f"kick-{row.id}", meta=meta)
+    close = GripItem(HttpStreamFormat(close=True), id=f"close-{row.id}", meta=meta)
+    items: list[dict[str, Any]] = [error.export(), close.export()]
+    for item in items:
+        item["channel"] = conf.grip_prefix() + user_channel_name(row.data)
+    return items
+
+
+class _TimeoutAdapter(HTTPAdapter):
+    """pubcontrol sets no timeout; the transport adapter is where one can be added."""
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> Any:  # type: ignore[override]
+        options = conf.get_options()
+        kwargs["timeout"] = (options.connect_timeout, options.publish_timeout)
+        return super().send(request, **kwargs)
+
+
+class GripTarget(Target):
+    """A GRIP proxy's publish endpoint: one POST of many items.
+
+    Source: pushpin.org, "Publishing"; 413 or 400 is the answer to a body that is too
+    large or malformed.
+    """
+
+    def __init__(self, proxy: Mapping[str, Any]) -> None:
+        self._proxy = dict(proxy)
+        parts = urlsplit(str(proxy["control_uri"]))
+        # Credentials must not show in logs and the admin.
+        location = parts.netloc.rpartition("@")[2]
+        self.name = "grip:" + urlunsplit((parts.scheme, location, parts.path, "", ""))
+        self._client: Any = None
+
+    def encode(self, row: OutboxRow) -> list[Item]:
+        if row.kind == EventKind.KICK:
+            return [Item(row.channel, _dump(item), True) for item in kick_items(row)]
+        item = event_item(row.channel, row.eid, row.type, row.data, row.skip_users)
+        return [Item(row.channel, _dump(item))]
+
+    def publish(self, items: Sequence[Item]) -> None:
+        body = b'{"items":[' + b",".join(item.body for item in items) + b"]}"
+        headers = {"Content-Type": "application/json"}
+        try:
+            self._get_client().http_call("/publish/", body, headers)
+        except ValueError as error:  # how pubcontrol wraps every failure
+            match = _STATUS.search(str(error))
+            status = int(match.group(1)) if match else 0
+            if status in _CONTENT_STATUSES:
+                raise PublishRejectedError(str(error)[:500], status=status) from error
+            if not status:
+                self.close()
+            raise PublishUnavailableError(str(error)[:500]) from error
+
+    def _get_client(self) -> Any:
+        if self._client is None:
+            client = GripPubControl(self._proxy).clients[0]
+            adapter = _TimeoutAdapter(max_retries=0)  # retrying is the relay's business
+            client.requests_session.mount("http://", adapter)
+            client.requests_session.mount("https://", adapter)
+            self._client = client
+        return self._client
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.requests_session.close()
+            self._client = None
+
+
+def _dump(item: Mapping[str, Any]) -> bytes:
+    return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,155 @@
+"""The one endpoint. No SQL and no wire format: reading decides, a holder answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from asgiref.sync import SyncToAsync, sync_to_async
+from django.core.handlers.asgi import ASGIRequest
+from django.db import connections, transaction
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseNotAllowed,
+    StreamingHttpResponse,
+)
+from django.utils.cache import patch_vary_headers
+
+from eventstream import conf, hold, sse
+from eventstream.exceptions import (
+    BadRequestError,
+    ChannelPermissionError,
+    ExpiredLinkError,
+    ResumeNotAllowedError,
+)
+from eventstream.hub import get_hub
+from eventstream.reading import Reader, read_link, read_request
+
+UNSUPPORTED = (
+    "This server cannot hold event streams: it runs under WSGI and the request did not "
+    "come through a GRIP proxy. Serve the project by ASGI (uvicorn, hypercorn, daphne), "
+    "or put Pushpin or Fastly Fanout in front and set GRIP_URL and GripMiddleware."
+)
+
+
+@transaction.non_atomic_requests
+def events(request: HttpRequest, **view_kwargs: Any) -> HttpResponseBase:
+    """Open a stream of the channels that the channel manager finds in the request."""
+    if request.method == "OPTIONS":
+        return _finish(request, HttpResponse(status=204))
+    if request.method != "GET":
+        return _finish(request, HttpResponseNotAllowed(["GET", "OPTIONS"]))
+    return _finish(request, _answer(request, lambda: _open(request, view_kwargs)))
+
+
+@transaction.non_atomic_requests
+def next_link(request: HttpRequest, token: str, **_: Any) -> HttpResponseBase:
+    """Answer a GRIP proxy that asks what is new for a stream that it holds."""
+    if request.method != "GET":
+        return HttpResponseNotAllowed(["GET"])
+    if not hold.is_proxied(request):
+        text = sse.encode_error("bad-request", "Next links are for the GRIP proxy")
+        return HttpResponse(text, status=400, content_type=hold.CONTENT_TYPE)
+    return _finish(request, _answer(request, lambda: _continue(request, token)))
+
+
+def _open(request: HttpRequest, view_kwargs: dict[str, Any]) -> HttpResponseBase:
+    reader = read_request(request, view_kwargs)
+    if hold.is_proxied(request):
+        return hold.open_stream(request, reader)
+    if isinstance(request, ASGIRequest):
+        return StreamingHttpResponse(_stream(reader), content_type=hold.CONTENT_TYPE)
+    return HttpResponse(UNSUPPORTED + "\n", status=501, content_type="text/plain")
+
+
+def _continue(request: HttpRequest, token: str) -> HttpResponseBase:
+    try:
+        reader, is_paging = read_link(token, now=time.time())
+    except ExpiredLinkError:
+        # An empty answer without a hold ends the stream: the client comes back with its
+        # Last-Event-ID and gets a new link.
+        return HttpResponse(content_type=hold.CONTENT_TYPE)
+    return hold.continue_stream(request, reader, is_paging=is_paging)
+
+
+def _answer(
+    request: HttpRequest, respond: Callable[[], HttpResponseBase]
+) -> HttpResponseBase:
+    """Turn errors into what the client can be told.
+
+    A stream-error is sent with status 200: to any other an EventSource gives no reason,
+    and tries again for ever.
+    """
+    try:
+        return respond()
+    except ResumeNotAllowedError as error:
+        return HttpResponse(f"{error}\n", status=400, content_type="text/plain")
+    except BadRequestError as error:
+        text = sse.encode_error("bad-request", f"Invalid request: {error}")
+    except ChannelPermissionError as error:
+        text = sse.encode_error("forbidden", str(error), {"channels": error.channels})
+    return HttpResponse(text, content_type=hold.CONTENT_TYPE)
+
+
+async def _stream(reader: Reader) -> AsyncIterator[bytes]:
+    await sync_to_async(_close_connections)()
+    _release_thread()
+    stream = get_hub().stream(reader)
+    try:
+        async for chunk in stream:
+            yield chunk
+    finally:
+        await stream.aclose()  # type: ignore[attr-defined]
+
+
+def _close_connections() -> None:
+    """Give back what middleware and permission checks opened; the stream needs none.
+
+    Django would keep it until the response ends: one connection for every open stream.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
+
+
+def _release_thread() -> None:
+    """End the thread that asgiref keeps for this request; a later call gets a new one.
+
+    It would live, idle, for as long as the stream does.
+    """
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    executor = context and SyncToAsync.context_to_thread_executor.pop(context, None)
+    if isinstance(executor, ThreadPoolExecutor):
+        executor.shutdown(wait=False)
+
+
+def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    response["Cache-Control"] = "no-cache"
+    response["X-Accel-Buffering"] = "no"
+    options = conf.get_options()
+    origins: list[str] = []
+    for value in (options.allow_origins, options.allow_origin):
+        origins += [value] if isinstance(value, str) else list(value)
+    origins = [origin for origin in origins if origin]
+    if not origins:
+        return response
+    patch_vary_headers(response, ["Origin"])
+    origin = request.headers.get("Origin")
+    if origin is None or not ("*" in origins or origin in origins):
+        return response
+    # With credentials a browser takes no "*".
+    response["Access-Control-Allow-Origin"] = origin
+    if options.allow_credentials:
+        response["Access-Control-Allow-Credentials"] = "true"
+    if request.method == "OPTIONS":
+        response["Access-Control-Allow-Methods"] = "GET, OPTIONS"
+        response["Access-Control-Max-Age"] = "600"
+    if options.allow_headers or request.method == "OPTIONS":
+        response["Access-Control-Allow-Headers"] = options.allow_headers or (
+            "Last-Event-ID, Cache-Control"
+        )
+    return response

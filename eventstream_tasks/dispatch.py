@@ -1,0 +1,183 @@
+"""Wake a worker: bounded in time, coalesced, and never an error to the caller.
+
+Celery's default `apply_async` blocks for more than 45 s when the broker hangs. These
+wake-ups have a connection of their own, with half-second limits and no retries, and stop
+trying for 5 s after a failure; the sweep delivers meanwhile. The project's Celery settings
+stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import redis
+from celery import current_app
+from kombu.exceptions import OperationalError as BrokerError
+
+from eventstream import conf as core_conf
+from eventstream.dispatch import Dispatcher
+from eventstream.relay import NO_TARGET
+from eventstream.storage import OutboxRow
+from eventstream.targets import get_targets
+from eventstream.targets.bus import connect
+from eventstream_tasks import conf
+
+logger = logging.getLogger(__name__)
+
+
+class _Circuit:
+    """Open for some seconds after a failure: nobody tries meanwhile. Per process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open_until = 0.0
+        self.failure_count = 0
+
+    def is_open(self) -> bool:
+        return time.monotonic() < self._open_until
+
+    def record_failure(self, error: BaseException) -> None:
+        with self._lock:
+            self.failure_count += 1
+            was_open = self.is_open()
+            self._open_until = time.monotonic() + conf.get_options().wake_pause
+        if not was_open:
+            logger.warning(
+                "The broker takes no wake-up (%s: %s): none is tried for %s s, the sweep "
+                "delivers meanwhile",
+                type(error).__name__, error, conf.get_options().wake_pause,
+            )  # fmt: skip
+
+
+class _Connections(threading.local):
+    """This thread's own connections; remade after a fork."""
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.producer: Any = None
+        self.flags: redis.Redis | None = None
+
+    def check_process(self) -> None:
+        if self.pid != os.getpid():
+            # Not closed: the sockets are the parent's.
+            self.pid, self.producer, self.flags = os.getpid(), None, None
+
+
+circuit = _Circuit()
+_connections = _Connections()
+
+
+def wake_flag(using: str, partition: int, target: str) -> str:
+    """Return the Redis key that says that a wake-up is under way."""
+    prefix = core_conf.get_options().redis_prefix
+    return f"{prefix}wake:{using}:{partition}:{target}"
+
+
+def clear_wake_flag(using: str, partition: int, target: str) -> None:
+    """Let the next event wake again. A task calls this *before* it reads the outbox."""
+    flags = _get_flags()
+    if flags is not None:
+        try:
+            flags.delete(wake_flag(using, partition, target))
+        except redis.RedisError as error:
+            logger.warning("Cannot clear a wake-up flag, it expires: %s", error)
+
+
+class CeleryDispatcher(Dispatcher):
+    """Enqueues `eventstream.publish`, one task for each partition and target."""
+
+    def wake(self, using: str, partitions: Collection[int]) -> None:
+        for partition in sorted(partitions):
+            for name in get_targets() or [NO_TARGET]:
+                if circuit.is_open():
+                    return
+                self._attempt(partial(self._wake, using, partition, name))
+
+    def publish_unstored(self, rows: list[OutboxRow]) -> None:
+        payload = [list(row) for row in rows]
+        for name in get_targets():
+            # Tried even with the circuit open: nothing else will publish these.
+            self._attempt(
+                partial(self._send, "eventstream.publish_unstored", (name, payload))
+            )
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            if not isinstance(error, BrokerError | redis.RedisError | OSError):
+                logger.exception("Unexpected error while waking a worker")
+            _connections.producer = None
+            _connections.flags = None
+            circuit.record_failure(error)
+
+    def _wake(self, using: str, partition: int, target: str) -> None:
+        options = conf.get_options()
+        flags = _get_flags()
+        key = wake_flag(using, partition, target)
+        if flags is not None and not flags.set(
+            key, 1, nx=True, ex=options.wake_lifetime
+        ):
+            return  # a task that has not read yet is on its way
+        try:
+            self._send("eventstream.publish", (using, partition, target))
+        except BaseException:
+            if flags is not None:
+                flags.delete(key)
+            raise
+
+    def _send(self, name: str, arguments: tuple[object, ...]) -> None:
+        app = current_app
+        task = app.tasks[name]
+        if app.conf.task_always_eager:
+            task.apply(arguments)
+            return
+        task.apply_async(
+            arguments,
+            producer=_get_producer(app),
+            retry=False,
+            queue=conf.get_options().queue,
+        )
+
+
+def _get_producer(app: Any) -> Any:
+    _connections.check_process()
+    if _connections.producer is None:
+        timeout = conf.get_options().wake_timeout
+        connection = app.connection_for_write(connect_timeout=timeout)
+        connection.transport_options = {
+            **connection.transport_options,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "retry_on_timeout": False,
+            "max_retries": 0,
+            "interval_start": 0,
+            "interval_step": 0,
+            "interval_max": 0,
+            "connect_retries_timeout": timeout,
+        }
+        _connections.producer = app.amqp.Producer(connection, auto_declare=False)
+    return _connections.producer
+
+
+def _get_flags() -> redis.Redis | None:
+    """Return where wake-ups are coalesced: the bus, else a Redis broker, else nowhere."""
+    _connections.check_process()
+    if _connections.flags is None:
+        arguments = core_conf.redis_arguments()
+        if arguments is None:
+            broker = str(
+                current_app.conf.broker_write_url or current_app.conf.broker_url
+            )
+            if not broker.startswith(("redis://", "rediss://")):
+                return None
+            arguments = {"url": broker}
+        timeout = conf.get_options().wake_timeout
+        _connections.flags = connect(arguments, timeout=timeout)
+    return _connections.flags

@@ -1,0 +1,55 @@
+"""The periodic tasks, as rows of django-celery-beat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+from eventstream_tasks.conf import get_options
+
+
+def install_schedule() -> list[str]:
+    """Create or correct the periodic tasks; return the names of those that changed.
+
+    Safe to run at any time and any number of times. A task that an operator has switched
+    off stays off; only what this package decides (task, queue, expiry) is corrected, and
+    the interval only while it is the one that was installed.
+    """
+    options = get_options()
+    wanted = {
+        "eventstream.republish": options.republish_every,
+        "eventstream.prune": options.prune_every,
+    }
+    changed = []
+    for name, seconds in wanted.items():
+        interval = _interval(seconds)
+        # Two sweeps waiting are no better than one: an old message expires.
+        values: dict[str, Any] = {
+            "task": name,
+            "queue": options.queue,
+            "expire_seconds": seconds,
+            "description": "Installed by eventstream_schedule.",
+        }
+        row, is_new = PeriodicTask.objects.get_or_create(
+            name=name, defaults={**values, "interval": interval}
+        )
+        if is_new:
+            changed.append(name)
+            continue
+        differing = {k: v for k, v in values.items() if getattr(row, k) != v}
+        if row.interval_id is None and row.crontab_id is None:
+            differing["interval"] = interval
+        if differing:
+            for key, value in differing.items():
+                setattr(row, key, value)
+            row.save()  # not update(): saving tells a running beat
+            changed.append(name)
+    return changed
+
+
+def _interval(seconds: int) -> IntervalSchedule:
+    rows = IntervalSchedule.objects.filter(every=seconds, period="seconds")
+    return rows.first() or IntervalSchedule.objects.create(
+        every=seconds, period="seconds"
+    )

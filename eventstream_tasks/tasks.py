@@ -1,0 +1,66 @@
+"""The tasks: policy only, a few lines each over relay and jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Task, shared_task
+
+from eventstream import conf as core_conf
+from eventstream import jobs
+from eventstream.exceptions import PublishUnavailableError
+from eventstream.relay import Outcome, publish_unstored, relay_partition
+from eventstream.storage import OutboxRow
+from eventstream_tasks.backoff import MAX_RETRIES, retry_delay
+from eventstream_tasks.conf import get_options
+from eventstream_tasks.dispatch import clear_wake_flag
+
+# reject_on_worker_lost would hand a task that kills its worker to the next one, without
+# end. With acks_late alone a worker that dies strands nothing: the sweep comes by.
+_options: dict[str, Any] = {
+    "bind": True,
+    "acks_late": True,
+    "reject_on_worker_lost": False,
+    "ignore_result": True,
+    "max_retries": MAX_RETRIES,
+    "soft_time_limit": get_options().soft_time_limit,
+    "time_limit": get_options().time_limit,
+    "queue": get_options().queue,
+}
+
+
+@shared_task(name="eventstream.publish", **_options)
+def publish(self: Task[Any, Any], using: str, partition: int, target: str) -> None:
+    """Relay one partition to one target; retry three times, then leave it to the sweep."""
+    clear_wake_flag(using, partition, target)
+    is_retry = self.request.retries > 0
+    report = relay_partition(using, partition, target, force=is_retry)
+    if report.outcome is Outcome.FAILED and self.request.retries < MAX_RETRIES:
+        raise self.retry(countdown=retry_delay(self.request.retries + 1))
+
+
+@shared_task(name="eventstream.publish_unstored", **_options)
+def publish_best_effort(
+    self: Task[Any, Any], target: str, rows: list[list[Any]]
+) -> None:
+    """Publish best-effort events, which are in no table, to one target."""
+    try:
+        publish_unstored(target, [OutboxRow(*row) for row in rows])
+    except PublishUnavailableError as error:
+        if self.request.retries < MAX_RETRIES:
+            countdown = retry_delay(self.request.retries + 1)
+            raise self.retry(countdown=countdown, exc=error) from error
+
+
+@shared_task(name="eventstream.republish", **_options)
+def republish(self: Task[Any, Any]) -> None:
+    """Sweep every outbox."""
+    for using in core_conf.get_options().databases:
+        jobs.republish(using, lease_seconds=get_options().time_limit)
+
+
+@shared_task(name="eventstream.prune", **_options)
+def prune(self: Task[Any, Any]) -> None:
+    """Prune every outbox."""
+    for using in core_conf.get_options().databases:
+        jobs.prune(using, lease_seconds=get_options().time_limit)

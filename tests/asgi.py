@@ -1,0 +1,13 @@
+"""The ASGI application of the tests' project."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+
+from django.core.asgi import get_asgi_application
+
+from tests import celery  # noqa: F401  makes it the current app, so wake-ups find the broker
+
+application = get_asgi_application()

@@ -1,0 +1,109 @@
+"""The tests' project. Servers come by environment, from whoever starts a process.
+
+ES_DB     postgres://user@host:port/name; without it a SQLite file, ES_SQLITE or a new one
+ES_REDIS  URL of the bus and broker; without it there is neither
+ES_GRIP   GRIP_URL
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+SECRET_KEY = "tests-only-0123456789-0123456789-0123456789"
+DEBUG = False
+ALLOWED_HOSTS = ["*"]
+USE_TZ = True
+ROOT_URLCONF = "tests.urls"
+ASGI_APPLICATION = "tests.asgi.application"
+STATIC_URL = "static/"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_celery_beat",
+    "eventstream",
+    "eventstream_tasks",
+]
+
+MIDDLEWARE = [
+    "django_grip.GripMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+
+def _database() -> dict[str, Any]:
+    url = os.environ.get("ES_DB")
+    if url:
+        parts = urlsplit(url)
+        return {
+            "ENGINE": "django.db.backends.postgresql",
+            "HOST": parts.hostname,
+            "PORT": parts.port,
+            "USER": parts.username or "postgres",
+            "NAME": parts.path.lstrip("/"),
+            "TEST": {"NAME": f"test_{os.getpid()}"},
+        }
+    path = os.environ.get("ES_SQLITE")
+    if not path:
+        path = str(Path(tempfile.gettempdir()) / f"eventstream-{os.getpid()}.sqlite3")
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": path,
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
+        },
+        # A file: threads and processes of a test must see each other's commits.
+        "TEST": {"NAME": f"{path}.test"},
+    }
+
+
+DATABASES = {"default": _database()}
+
+EVENTSTREAM_REDIS = os.environ.get("ES_REDIS")
+GRIP_URL = os.environ.get("ES_GRIP")
+EVENTSTREAM_CHANNELMANAGER_CLASS = "tests.channels.ChannelManager"
+EVENTSTREAM_NEXT_LINK_TIMEOUT = int(os.environ.get("ES_LINK_TIMEOUT", "60"))
+# Nothing but Django: without any bus or proxy a check warns, rightly.
+SILENCED_SYSTEM_CHECKS = ["eventstream.W001"]
+
+CELERY_BROKER_URL = EVENTSTREAM_REDIS or "memory://"
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 300,
+    "unacked_restore_interval": 10,
+    "unacked_restore_throttle": 1,
+}
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_MAX_LOOP_INTERVAL = 1
+
+if not EVENTSTREAM_REDIS:
+    EVENTSTREAM_DISPATCHER = "eventstream.dispatch.InlineDispatcher"
