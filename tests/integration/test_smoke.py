@@ -6,7 +6,6 @@ from django.test import Client
 
 from eventstream import EventState, get_current_event_id, send_event
 from eventstream.models import Event
-from eventstream.testing import drain_outbox
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
