@@ -17,7 +17,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deploy.settings")
 
 def _make_application() -> ASGIHandler:
     application = get_asgi_application()
-    if settings.SERVE_STATIC:
+    if getattr(settings, "SERVE_STATIC", False):
         handler: ASGIHandler = ASGIStaticFilesHandler(application)
         return handler
     return application

@@ -120,7 +120,7 @@ if GRIP_URL and not get_bool("GRIP_VERIFY", default=True):
 
 CELERY_BROKER_URL = REDIS_URL or "redis://127.0.0.1:6379/0"
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_TRANSPORT_OPTIONS = {
+CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, object] = {
     "visibility_timeout": 300,
     # A killed worker's tasks come back after 10 s rather than 100.
     "unacked_restore_interval": 10,

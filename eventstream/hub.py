@@ -58,6 +58,7 @@ _TICK = 1.0
 _NAMES_PER_QUERY = 500
 _BUS_PING = 5.0
 _BUS_SILENCE = 15.0
+_BUS_CONFIRM = 2.0
 
 
 class TailEvent:
@@ -357,16 +358,19 @@ class Hub:
             functools.partial(get_storage().current_ids, state.alias, [state.name]),
             state.alias,
         )
-        head = heads[state.name]
-        if head > state.head and not state.tail:
-            state.head = head
-            state.wake()
+        state.head = heads[state.name]
+        if state.wanted > state.head:
+            self._fill(state, state.wanted)
 
     def receive(self, name: str, events: list[LogEvent]) -> None:
         """Take events of a reliable channel from the bus."""
         state = self._states.get(name)
-        if state is None or state.joined is None or not state.joined.done():
-            return  # the log is read after this, and has them
+        if state is None:
+            return
+        if state.joined is None or not state.joined.done():
+            # The head may have been read before this event was there: joining looks.
+            state.wanted = max(state.wanted, events[-1].eid)
+            return
         state.extend(events)
         if events[-1].eid > state.head:
             self._fill(state, events[-1].eid)
@@ -537,17 +541,18 @@ class Hub:
                 if not state.subscribers and now - state.idle_since > IDLE_SECONDS
             ]
             for state in idle:
+                if state.subscribers:
+                    continue  # somebody came while another was being unsubscribed
                 del self._states[state.name]
                 if self._bus is not None:
                     await self._bus.unsubscribe(event_topic(state.name))
             if not self._states:
+                self.is_closed = True  # now, so that whoever comes next gets a new hub
                 self._spawn(self.close())
                 return
 
     async def close(self) -> None:
         """Stop: nobody reads any more. Whoever comes next gets a new hub."""
-        if self.is_closed:
-            return
         self.is_closed = True
         events_numbered.disconnect(self._on_numbered)
         events_sent_unstored.disconnect(self._on_unstored)
@@ -569,6 +574,7 @@ class _Bus:
         self._topics: set[str] = {kick_topic()}
         self._pubsub: Any = None
         self._waiting: dict[str, asyncio.Event] = {}
+        self._unconfirmed: set[str] = set()
         self._is_up = False
         self._lock = asyncio.Lock()
 
@@ -581,12 +587,15 @@ class _Bus:
         confirmed = self._waiting.setdefault(topic, asyncio.Event())
         if self._is_up:
             await self._send("subscribe", topic)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2.0):
+        try:
+            async with asyncio.timeout(_BUS_CONFIRM):
                 await confirmed.wait()
+        except TimeoutError:
+            self._unconfirmed.add(topic)  # look again once it is
 
     async def unsubscribe(self, topic: str) -> None:
         self._topics.discard(topic)
+        self._unconfirmed.discard(topic)
         self._waiting.pop(topic, None)
         if self._is_up:
             await self._send("unsubscribe", topic)
@@ -608,21 +617,23 @@ class _Bus:
                 assert arguments is not None  # noqa: S101  there is a bus, or no _Bus
                 client = connect_async(arguments)
                 self._pubsub = client.pubsub()
-                await self._pubsub.subscribe(*self._topics)
+                topics = set(self._topics)
+                self._unconfirmed = set(topics)
+                await self._pubsub.subscribe(*topics)
                 self._is_up = True
-                delay = 0.2
-                self._hub._spawn(self._look_again())
+                if late := self._topics - topics:  # came while it was connecting
+                    await self._send("subscribe", *late)
                 await self._read()
             except (redis.RedisError, OSError, TimeoutError) as error:
-                logger.warning("Lost the bus, again in %.1f s: %s", delay, error)
+                logger.warning("Lost the bus: %s", error)
             finally:
                 self._is_up = False
                 if client is not None:
                     with contextlib.suppress(redis.RedisError, OSError):
                         await self._pubsub.aclose()
                         await client.aclose()
+            delay = 0.2 if not self._unconfirmed else min(delay * 2, 5.0)
             await asyncio.sleep(delay)
-            delay = min(delay * 2, 5.0)
 
     async def _look_again(self) -> None:
         """Find what was published while the connection was down."""
@@ -650,12 +661,23 @@ class _Bus:
             kind, topic = message["type"], message["channel"]
             topic = topic.decode() if isinstance(topic, bytes) else topic or ""
             if kind == "subscribe":
-                self._waiting.setdefault(topic, asyncio.Event()).set()
+                self._confirm(topic)
             elif kind == "message" and topic == kick_topic():
                 channel, user_id = json.loads(message["data"])
                 self._hub.receive_kick(channel, user_id)
             elif kind == "message" and topic.startswith(prefix):
                 self._receive(topic.removeprefix(prefix), message["data"])
+
+    def _confirm(self, topic: str) -> None:
+        waiting = self._waiting.get(topic)
+        if waiting is not None:
+            waiting.set()
+        if topic in self._unconfirmed:
+            self._unconfirmed.discard(topic)
+            if not self._unconfirmed:
+                # Not before: what is published between a look and its subscription
+                # would be seen by neither.
+                self._hub._spawn(self._look_again())
 
     def _receive(self, channel: str, payload: bytes) -> None:
         stored, unstored = [], []

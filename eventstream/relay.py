@@ -59,7 +59,7 @@ class Report:
 
     Attributes:
         outcome: How it ended.
-        event_count: Rows confirmed.
+        event_count: Rows confirmed; those that the target refused for good count too.
         error: The target's answer, if it failed.
     """
 
@@ -158,7 +158,7 @@ class _Relay:
         while True:
             cursor = self._acquire(force=force)
             if cursor is None:
-                return self._not_acquired()
+                return self._not_acquired(force=force)
             try:
                 self._drain(cursor)
             except PublishError as error:
@@ -223,8 +223,8 @@ class _Relay:
             lease_token="", lease_until=None
         )
 
-    def _not_acquired(self) -> Report:
-        cursor = self._rows().first()
+    def _not_acquired(self, *, force: bool) -> Report:
+        cursor = None if force else self._rows().first()
         if cursor is not None and cursor.lease_until is None and cursor.next_attempt:
             return Report(Outcome.WAITING, self._event_count, cursor.last_error)
         return Report(Outcome.BUSY, self._event_count)
@@ -253,11 +253,23 @@ class _Relay:
                 self._using, self._partition, after=watermark, limit=options.batch_size
             )
             if not rows:
+                self._pass_over_pruned(watermark)
                 return
             for batch, items in self._batches(rows):
                 self._publish(batch, items)
                 watermark = batch[-1].position
                 self._confirm(watermark, len(batch))
+
+    def _pass_over_pruned(self, watermark: int) -> None:
+        """Confirm positions whose rows are gone: pruned while this target was failing.
+
+        The head is read first, so what is numbered meanwhile is never passed over.
+        """
+        head = self._storage.last_position(self._using, self._partition)
+        if head > watermark and not self._storage.read_partition(
+            self._using, self._partition, after=watermark, limit=1
+        ):
+            self._confirm(head, 0)
 
     def _is_backlog(self, cursor: Cursor) -> bool:
         if cursor.failing_since is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from django.db import connections, transaction
@@ -218,10 +218,11 @@ class DjangoModelStorage:
             if connection.vendor == "sqlite":
                 cursor.execute(_UPSERT_SQLITE.format(**names), values)
                 cursor.execute(_NUMBER_SQLITE.format(**names), values)
-                count = int(cursor.rowcount)
+                # Not rowcount: sqlite3 gives -1 for a statement that begins with WITH.
+                cursor.execute("SELECT changes()")
             else:
                 cursor.execute(_NUMBER_POSTGRESQL.format(**names), values)
-                count = int(cursor.fetchone()[0])
+            count = int(cursor.fetchone()[0])
         if count:
             rows.update(last_position=base + count)
         return count
@@ -351,32 +352,30 @@ class DjangoModelStorage:
         self, using: str, positions: dict[int, int]
     ) -> list[tuple[int, int, str, str]]:
         """Return (partition, position, channel, user id) of kicks above the positions."""
-        if not positions:
-            return []
-        where = Q()
-        for partition, position in positions.items():
-            where |= Q(partition=partition, position__gt=position)
-        rows = Event.objects.using(using).filter(where, kind=EventKind.KICK)
-        kicks = rows.order_by("partition", "position").values_list(
-            "partition", "position", "channel", "data"
-        )
-        return [
-            (p, position or 0, channel, user) for p, position, channel, user in kicks
-        ]
+        found = []
+        for where in _above(positions):
+            rows = Event.objects.using(using).filter(where, kind=EventKind.KICK)
+            kicks = rows.values_list("partition", "position", "channel", "data")
+            found += [
+                (p, position or 0, name, user) for p, position, name, user in kicks
+            ]
+        return sorted(found)
 
     # --- maintenance
 
     def count_undelivered(self, using: str, targets: Collection[str]) -> int:
         """Return how many events wait: unnumbered, or above some target's watermark."""
-        waiting = Q(position__isnull=True)
-        for partition, watermark in self._watermarks(using, targets).items():
-            waiting |= Q(partition=partition, position__gt=watermark)
-        return Event.objects.using(using).filter(waiting).count()
-
-    def _watermarks(self, using: str, targets: Collection[str]) -> dict[int, int]:
-        rows = Cursor.objects.using(using).filter(target__in=list(targets))
-        marks = rows.values("partition").annotate(mark=Min("watermark"))
-        return dict(marks.values_list("partition", "mark"))
+        rows = Event.objects.using(using)
+        count = rows.filter(position__isnull=True).count()
+        heads = self.heads(using)
+        cursors = Cursor.objects.using(using).filter(target__in=list(targets))
+        marks = cursors.values("partition").annotate(mark=Min("watermark"))
+        behind = {
+            partition: mark
+            for partition, mark in marks.values_list("partition", "mark")
+            if mark < heads.get(partition, 0)
+        }
+        return count + sum(rows.filter(where).count() for where in _above(behind))
 
     def prune(
         self, using: str, partition: int, *, retention: float, targets: Collection[str]
@@ -424,6 +423,19 @@ class DjangoModelStorage:
                 DeadLetter.objects.using(using).filter(
                     partition=partition, position__lte=last
                 )._raw_delete(using)
+
+
+def _above(positions: dict[int, int]) -> Iterator[Q]:
+    """Yield conditions that together say: above its partition's position.
+
+    Several, as SQLite takes no expression with a thousand ORs.
+    """
+    pairs = sorted(positions.items())
+    for first in range(0, len(pairs), 200):
+        where = Q()
+        for partition, position in pairs[first : first + 200]:
+            where |= Q(partition=partition, position__gt=position)
+        yield where
 
 
 def get_storage() -> DjangoModelStorage:

@@ -15,6 +15,10 @@ class EventStreamTasksConfig(AppConfig):
     verbose_name = "Event stream tasks"
 
     def ready(self) -> None:
+        # The checks, and the tasks: a web process sends them, and nothing else loads them
+        # there, for autodiscover_tasks() waits until a worker starts.
+        from eventstream_tasks import checks, tasks  # noqa: F401, PLC0415
+
         if apps.is_installed("django_celery_beat"):
             # post_migrate of the app that owns the table: it exists by then.
             beat = apps.get_app_config("django_celery_beat")

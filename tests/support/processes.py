@@ -1,0 +1,158 @@
+"""Real processes for tests: on free ports of 127.0.0.1, and none is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TypeVar
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[2]
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago, below the range of outgoing ones."""
+    for _ in range(200):
+        port = 10_000 + int.from_bytes(os.urandom(2)) % 20_000
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
+
+
+def wait_for(condition: Callable[[], T | None], what: str, *, timeout: float = 15) -> T:
+    """Return the first true value of the condition.
+
+    Raises:
+        AssertionError: It was not true in time.
+    """
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout} s: {what}")
+
+
+def is_listening(port: int) -> bool:
+    """Say whether something accepts connections there."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def _die_with_parent() -> None:
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Process:
+    """A command in a process group of its own, with its output in a file.
+
+    It dies with this process, by the kernel's hand if need be.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
+        user: tuple[int, int] | None = None,
+        stop_signal: signal.Signals = signal.SIGTERM,
+    ) -> None:
+        self.argv = list(argv)
+        self._log: IO[bytes] = tempfile.NamedTemporaryFile(prefix="es-log-")  # noqa: SIM115
+        self._stop_signal = stop_signal
+        uid, gid = user or (None, None)
+        self._popen = subprocess.Popen(
+            self.argv,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            user=uid,
+            group=gid,
+            extra_groups=[] if uid is not None else None,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._popen.poll() is None
+
+    def output(self) -> str:
+        """Return what it has written so far."""
+        return Path(self._log.name).read_text(errors="replace")
+
+    def wait_until(
+        self, condition: Callable[[], T | None], what: str, *, timeout: float = 30
+    ) -> T:
+        """Wait, and fail at once with its output if it dies meanwhile."""
+
+        def check() -> T | None:
+            if not self.is_running:
+                raise AssertionError(f"{self.argv} ended:\n{self.output()[-5000:]}")
+            return condition()
+
+        try:
+            return wait_for(check, what, timeout=timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output()[-5000:]}") from None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the whole group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def wait(self, timeout: float = 15) -> int:
+        return self._popen.wait(timeout)
+
+    def kill(self) -> None:
+        """SIGKILL the whole group."""
+        self.send_signal(signal.SIGKILL)
+        self._popen.wait(10)
+
+    def stop(self) -> None:
+        """Ask it to end; kill it, and what it has started, if it does not."""
+        if self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, self._stop_signal)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(10)
+        self.send_signal(signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(5)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def python(*arguments: str, env: Mapping[str, str] | None = None) -> Process:
+    """Start this interpreter."""
+    return Process([sys.executable, *arguments], env=env)

@@ -1,0 +1,178 @@
+"""Web, worker and beat processes of the tests' project, around real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import ROOT, Process, free_port, is_listening, python
+from tests.support.pushpin import Pushpin
+from tests.support.valkey import Valkey
+
+WORKER = ["-P", "threads", "-c", "4", "-Q", "celery,eventstream", "-l", "INFO"]
+
+
+class Stack:
+    """A whole installation. `web`, `worker` and `beat` are the last started.
+
+    Args:
+        database_url: PostgreSQL; None for a new SQLite file.
+        with_pushpin: Streams are held by Pushpin, else by the web process.
+        with_valkey: There is a bus and broker; without, no worker can be started.
+        env: More environment, for every process.
+    """
+
+    def __init__(
+        self,
+        *,
+        database_url: str | None = None,
+        with_pushpin: bool = False,
+        with_valkey: bool = True,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self._exits = ExitStack()
+        try:
+            self._build(database_url, with_pushpin, with_valkey, env or {})
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(
+        self,
+        database_url: str | None,
+        with_pushpin: bool,
+        with_valkey: bool,
+        env: dict[str, str],
+    ) -> None:
+        directory = self._exits.enter_context(
+            tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True)
+        )
+        self.directory = Path(directory)
+        self.web_port = free_port()
+        self.env = {
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "ES_DB": "",
+            "ES_SQLITE": str(self.directory / "db.sqlite3"),
+            "ES_REDIS": "",
+            "ES_GRIP": "",
+            **env,
+        }
+        if database_url:
+            self.env["ES_DB"] = database_url
+        self.valkey: Valkey | None = None
+        if with_valkey:
+            self.valkey = self._exits.enter_context(Valkey())
+            self.env["ES_REDIS"] = self.valkey.url
+        self.pushpin: Pushpin | None = None
+        self.url = f"http://127.0.0.1:{self.web_port}"
+        if with_pushpin:
+            self.pushpin = Pushpin(self.web_port)
+            self._exits.callback(self.pushpin.close)
+            self.env["ES_GRIP"] = self.pushpin.grip_url
+            self.url = self.pushpin.url
+        self.web: Process | None = None
+        self.worker: Process | None = None
+        self.beat: Process | None = None
+        self.manage("migrate", "-v", "0")
+
+    # --- processes
+
+    def manage(self, *arguments: str) -> str:
+        """Run a management command and return what it printed."""
+        done = subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT, env={**os.environ, **self.env}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run(self, code: str) -> str:
+        """Run Python code with Django set up, in a process of its own."""
+        return self.manage("shell", "--no-imports", "-c", code)
+
+    def start_web(self, *, port: int | None = None) -> Process:
+        """Start uvicorn and wait until it answers."""
+        port = port or self.web_port
+        process = self._exits.enter_context(
+            python(
+                "-m", "uvicorn", "tests.asgi:application", "--port", str(port),
+                "--timeout-graceful-shutdown", "2", "--log-level", "warning",
+                env=self.env,
+            )
+        )  # fmt: skip
+        process.wait_until(lambda: is_listening(port), "uvicorn listens")
+        self.web = process
+        return process
+
+    def start_worker(self, options: Sequence[str] = WORKER) -> Process:
+        """Start a Celery worker and wait until it takes tasks."""
+        process = self._exits.enter_context(
+            python("-m", "celery", "-A", "tests", "worker", *options, env=self.env)
+        )
+        process.wait_until(lambda: "ready." in process.output(), "the worker is ready")
+        self.worker = process
+        return process
+
+    def start_beat(self) -> Process:
+        """Start Celery beat."""
+        process = self._exits.enter_context(
+            python(
+                "-m", "celery", "-A", "tests", "beat", "-l", "INFO", "--pidfile=",
+                env=self.env,
+            )
+        )  # fmt: skip
+        process.wait_until(lambda: "beat: Starting" in process.output(), "beat runs")
+        self.beat = process
+        return process
+
+    # --- the application
+
+    def send(self, channel: str, count: int = 1, **body: Any) -> str:
+        """Have the web process send events; return the position afterwards.
+
+        Each event's data is its number, 0 to count - 1, unless `data` is given.
+        """
+        content = json.dumps({"channel": channel, "count": count, **body}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.web_port}/send/", data=content
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            position: str = json.loads(response.read())["position"]
+        return position
+
+    def log_in(self, user_pk: int) -> str:
+        """Return the cookie header of a session of this user."""
+        address = f"http://127.0.0.1:{self.web_port}/login/{user_pk}/"
+        with urllib.request.urlopen(address, timeout=10) as response:
+            cookie: str = response.headers["Set-Cookie"]
+        return cookie.partition(";")[0]
+
+    def close(self) -> None:
+        """Stop everything, the last started first."""
+        self._exits.close()
+
+
+@contextmanager
+def running(
+    *, worker: bool = True, beat: bool = False, **arguments: Any
+) -> Iterator[Stack]:
+    """Give a stack with its processes started."""
+    stack = Stack(**arguments)
+    try:
+        stack.start_web()
+        if worker:
+            stack.start_worker()
+        if beat:
+            stack.start_beat()
+        yield stack
+    finally:
+        stack.close()
