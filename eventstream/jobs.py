@@ -31,11 +31,12 @@ def republish(using: str, *, lease_seconds: float = 60) -> str | None:
         What was done, in words; None if another process is at it.
     """
 
-    def work() -> str:
+    def work() -> tuple[str, int]:
         reports = relay_all(using)
         failed = sum(r.outcome is Outcome.FAILED for r in reports.values())
         events = sum(r.event_count for r in reports.values())
-        return f"{events} events, {len(reports)} partitions behind, {failed} failed"
+        text = f"{events} events, {len(reports)} partitions behind, {failed} failed"
+        return text, len(reports)
 
     return _run(using, REPUBLISH, work, lease_seconds=lease_seconds)
 
@@ -47,7 +48,7 @@ def prune(using: str, *, lease_seconds: float = 600) -> str | None:
         What was done, in words; None if another process is at it.
     """
 
-    def work() -> str:
+    def work() -> tuple[str, int]:
         storage = get_storage()
         retention = conf.get_options().retention
         targets = list(get_targets())
@@ -55,13 +56,13 @@ def prune(using: str, *, lease_seconds: float = 600) -> str | None:
             storage.prune(using, partition, retention=retention, targets=targets)
             for partition in storage.partitions(using)
         )
-        return f"{count} events deleted"
+        return f"{count} events deleted", count
 
     return _run(using, PRUNE, work, lease_seconds=lease_seconds)
 
 
 def _run(
-    using: str, name: str, work: Callable[[], str], *, lease_seconds: float
+    using: str, name: str, work: Callable[[], tuple[str, int]], *, lease_seconds: float
 ) -> str | None:
     """Run a job under its lease, and record when: a missing beat is visible."""
     Job.objects.using(using).get_or_create(name=name)
@@ -70,10 +71,11 @@ def _run(
     until = Now() + datetime.timedelta(seconds=lease_seconds)
     if not free.update(lease_until=until, started_at=Now()):
         return None
-    result = "failed"
+    result, count = "failed", 0
     try:
-        result = work()
+        result, count = work()
     finally:
         rows.update(lease_until=None, finished_at=Now(), result=result)
-    logger.info("%s of %s: %s", name, using, result)
+    level = logging.INFO if count else logging.DEBUG
+    logger.log(level, "%s of %s: %s", name, using, result)
     return result

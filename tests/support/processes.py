@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -78,7 +79,8 @@ class Process:
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
         self.argv = list(argv)
-        self._log: IO[bytes] = tempfile.NamedTemporaryFile(prefix="es-log-")  # noqa: SIM115
+        log, self._log = tempfile.mkstemp(prefix="es-log-")
+        weakref.finalize(self, os.unlink, self._log)
         self._stop_signal = stop_signal
         uid, gid = user or (None, None)
         self._popen = subprocess.Popen(
@@ -86,7 +88,7 @@ class Process:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
-            stdout=self._log,
+            stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=_die_with_parent,
@@ -94,6 +96,7 @@ class Process:
             group=gid,
             extra_groups=[] if uid is not None else None,
         )
+        os.close(log)
 
     @property
     def pid(self) -> int:
@@ -105,7 +108,7 @@ class Process:
 
     def output(self) -> str:
         """Return what it has written so far."""
-        return Path(self._log.name).read_text(errors="replace")
+        return Path(self._log).read_text(errors="replace")
 
     def wait_until(
         self, condition: Callable[[], T | None], what: str, *, timeout: float = 30
