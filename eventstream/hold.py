@@ -25,6 +25,11 @@ from eventstream.targets.grip import (
 if TYPE_CHECKING:
     from django.http import HttpRequest
 
+MAX_HOLD_BYTES = 90_000
+"""Most bytes of an answer that holds. Pushpin reads up to 100,000 before it takes the
+instruction (MAX_ACCEPT_RESPONSE_BODY in its proxysession.cpp), and ends the stream if
+there are more; an answer that only links on may be of any size."""
+
 CONTENT_TYPE = "text/event-stream"
 
 
@@ -84,7 +89,8 @@ def _respond(
     now = time.time()
     options = conf.get_options()
     base = request.path.partition("/next/")[0].rstrip("/") + "/"
-    if not is_last:
+    escaped = escape_format(text) if positions else text
+    if not is_last or len(escaped.encode()) > MAX_HOLD_BYTES:
         # No hold: the proxy sends this on and asks the link at once. Without channels it
         # applies no filters either, so nothing is to be escaped.
         token = sign_link(reader, positions, now=now)
@@ -113,7 +119,7 @@ def _respond(
     if formats:
         instruct.meta["id_format"] = ",".join(formats)
         # The proxy expands the answer's body as it does each event's.
-        text = escape_format(text)
+        text = escaped
     instruct.meta["user"] = reader.user_id or "anonymous"
     instruct.set_keep_alive(sse.KEEP_ALIVE, options.keep_alive)
     instruct.set_next_link(

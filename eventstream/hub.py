@@ -175,6 +175,7 @@ class Subscriber:
         self.states = states
         self.places: dict[str, int] = {}
         self.error = ""
+        self.check_count = 0
         self.written_at = time.monotonic()
         self.is_due = False
         self._event = asyncio.Event()
@@ -185,6 +186,11 @@ class Subscriber:
     async def wait(self) -> None:
         await self._event.wait()
         self._event.clear()
+
+    async def wait_until_checked(self) -> None:
+        """Wait while it is being asked whether the user may read on."""
+        while self.check_count:
+            await self.wait()
 
     def event_id(self) -> str:
         """Return the position in all reliable channels, as Last-Event-ID has it."""
@@ -268,11 +274,14 @@ class Hub:
             )
             yield opening.encode()
             while True:
+                await subscriber.wait_until_checked()
                 chunk, behind = subscriber.collect()
                 if behind:
                     chunk += await self._catch_up(subscriber, behind)
+                    await subscriber.wait_until_checked()
                 if subscriber.error:
-                    yield chunk + subscriber.error.encode()
+                    # Alone: what was read may have come after the permission was gone.
+                    yield subscriber.error.encode()
                     return
                 if not chunk and subscriber.is_due:
                     chunk = sse.KEEP_ALIVE.encode()
@@ -430,15 +439,25 @@ class Hub:
                     subscriber.error = error
                     subscriber.wake()
 
-    async def _kick(self, channel: str, user_id: str) -> None:
-        state = self._states.get(channel)
-        if state is not None:
-            mine = [s for s in state.subscribers if s.reader.user_id == user_id]
-            await self._check_permissions(mine)
-
     def receive_kick(self, channel: str, user_id: str) -> None:
-        """Take a withdrawn permission from the bus."""
-        self._spawn(self._kick(channel, user_id))
+        """Take a withdrawn permission: what follows it is not for the user any more."""
+        state = self._states.get(channel)
+        if state is None:
+            return
+        mine = [s for s in state.subscribers if s.reader.user_id == user_id]
+        for subscriber in mine:
+            # At once, before asking: the next event may be in the same message.
+            subscriber.check_count += 1
+        if mine:
+            self._spawn(self._kick(mine))
+
+    async def _kick(self, subscribers: list[Subscriber]) -> None:
+        try:
+            await self._check_permissions(subscribers)
+        finally:
+            for subscriber in subscribers:
+                subscriber.check_count -= 1
+                subscriber.wake()
 
     def _spawn(self, coroutine: Any) -> None:
         task = self._loop.create_task(coroutine)
@@ -500,7 +519,7 @@ class Hub:
             )
             self._heads[using] = heads
             for _, _, channel, user_id in kicks:
-                self._spawn(self._kick(channel, user_id))
+                self.receive_kick(channel, user_id)
             moved = {p for p, head in heads.items() if head != (known or {}).get(p)}
             names = [
                 state.name

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import queue
+import socket
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
@@ -88,12 +91,27 @@ class Stream:
             sent["Last-Event-ID"] = last_event_id
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         self._connection.request("GET", target, headers=sent)
+        self._socket = self._connection.sock
         self.response = self._connection.getresponse()
         self.status = self.response.status
         self.headers = self.response.headers
         self._timeout = timeout
         self._pending: list[Message] = []
         self.parser = Parser()
+        # A thread, as a response whose read timed out cannot be read any more.
+        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._socket.settimeout(None)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        chunk = b"-"
+        while chunk:
+            try:
+                chunk = self.response.read1(65536)
+            except (OSError, ValueError, http.client.HTTPException):
+                chunk = b""
+            self._chunks.put(chunk)
 
     def next(
         self, *, timeout: float | None = None, keep_alive: bool = False
@@ -117,10 +135,12 @@ class Stream:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("no event in time")
-            if self._connection.sock is not None:
-                self._connection.sock.settimeout(left)
-            chunk = self.response.read1(65536)
+            try:
+                chunk = self._chunks.get(timeout=left)
+            except queue.Empty:
+                continue
             if not chunk:
+                self._chunks.put(b"")
                 raise EOFError("the stream has ended")
             self._pending += self.parser.feed(chunk)
 
@@ -143,6 +163,9 @@ class Stream:
         return False
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
         self.response.close()
         self._connection.close()
 

@@ -13,7 +13,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.processes import ROOT, Process, free_port, is_listening, python
+from tests.support.processes import (
+    ROOT,
+    Process,
+    free_port,
+    is_listening,
+    python,
+    wait_for,
+)
 from tests.support.pushpin import Pushpin
 from tests.support.valkey import Valkey
 
@@ -148,6 +155,14 @@ class Stack:
         with urllib.request.urlopen(request, timeout=30) as response:
             position: str = json.loads(response.read())["position"]
         return position
+
+    def wait_until_numbered(self, channel: str, eid: int) -> None:
+        """Wait until the event with this id exists, so that a client may know it."""
+
+        def is_there() -> bool:
+            return int(self.send(channel, 0).rpartition(":")[2]) >= eid
+
+        wait_for(is_there, f"{channel}:{eid} is numbered")
 
     def log_in(self, user_pk: int) -> str:
         """Return the cookie header of a session of this user."""

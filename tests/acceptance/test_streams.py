@@ -1,0 +1,447 @@
+"""From send_event to the client, through a worker, behind both holders."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.sse import Crowd, Message, Stream, numbers
+from tests.support.stack import Stack, running
+
+
+def messages(channel: str, first: int, last: int, data: int = 0) -> list[Message]:
+    """Return the events first…last of a channel, whose data count from `data`."""
+    return [
+        Message(type="message", data=str(data + n - first), id=f"{channel}:{n}")
+        for n in range(first, last + 1)
+    ]
+
+
+def test_events_arrive_once_in_order_with_consecutive_ids(stack: Stack) -> None:
+    with Stream(f"{stack.url}/events/?channel=order") as stream:
+        opening = stream.next()
+        stack.send("order", 3)
+        stack.send("order", 2)
+
+        assert opening == Message(type="stream-open", data="", id="order:0")
+        assert stream.parser.retry == 2000
+        expected = messages("order", 1, 3) + messages("order", 4, 5)
+        assert stream.take(5) == expected
+        assert stream.is_silent(0.5)
+
+
+def test_rolled_back_event_never_arrives_and_leaves_no_hole(stack: Stack) -> None:
+    with Stream(f"{stack.url}/events/?channel=rollback").open() as stream:
+        stack.send("rollback", 1, data="first")
+        stack.send("rollback", 3, data="never", rollback=True)
+        stack.send("rollback", 1, data="second")
+
+        assert stream.take(2) == [
+            Message(type="message", data='"first"', id="rollback:1"),
+            Message(type="message", data='"second"', id="rollback:2"),
+        ]
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["100 % %I %(ev)s", "line\nbreak\r\nand\rmore", "é ✓ 𝄞", "", "x" * 100_000],
+    ids=["percent", "lines", "unicode", "empty", "large"],
+)
+@pytest.mark.parametrize("is_live", [True, False], ids=["live", "catch-up"])
+def test_data_arrives_unchanged(stack: Stack, data: str, is_live: bool) -> None:
+    channel = f"data %s é/{hash((data, is_live)) % 10**6}"
+    url = f"{stack.url}/events/?channel={quote(channel, safe='')}"
+    if is_live:
+        with Stream(url).open() as stream:
+            stack.send(channel, data=data)
+            message = stream.next()
+    else:
+        stack.send(channel, data=data)
+        stack.wait_until_numbered(channel, 1)
+        with Stream(url, last_event_id=quote(channel, safe="") + ":0").open() as stream:
+            message = stream.next()
+
+    assert json.loads(message.data) == data
+    assert message.id == quote(channel, safe="-_.~") + ":1"
+
+
+@pytest.mark.parametrize("way", ["header", "query"])
+def test_client_that_comes_back_gets_what_it_missed(stack: Stack, way: str) -> None:
+    channel = f"back-{way}"
+    stack.send(channel, 5)
+    stack.wait_until_numbered(channel, 5)
+    url = f"{stack.url}/events/?channel={channel}"
+    if way == "header":
+        stream = Stream(url, last_event_id=f"{channel}:2")
+    else:
+        stream = Stream(f"{url}&lastEventId={channel}:2")
+
+    with stream.open():
+        assert stream.take(3) == messages(channel, 3, 5, data=2)
+        stack.send(channel, 1)
+        assert stream.next() == messages(channel, 6, 6)[0]
+
+
+def test_header_wins_over_query(stack: Stack) -> None:
+    stack.send("wins", 5)
+    stack.wait_until_numbered("wins", 5)
+    url = f"{stack.url}/events/?channel=wins&lastEventId=wins:1"
+
+    with Stream(url, last_event_id="wins:4").open() as stream:
+        assert stream.next() == messages("wins", 5, 5, data=4)[0]
+
+
+def test_long_absence_is_made_good_page_by_page(stack: Stack) -> None:
+    stack.send("pages", 2500)
+    stack.wait_until_numbered("pages", 2500)
+    url = f"{stack.url}/events/?channel=pages"
+
+    with Stream(url, last_event_id="pages:0").open() as stream:
+        assert stream.take(2500) == messages("pages", 1, 2500)
+        stack.send("pages", 2)
+        assert stream.take(2) == messages("pages", 2501, 2502)
+
+
+def test_several_channels_share_a_stream_and_one_position(stack: Stack) -> None:
+    stack.send("multi-a", 2)
+    stack.wait_until_numbered("multi-a", 2)
+    url = f"{stack.url}/events/?channel=multi-b&channel=multi-a"
+
+    with Stream(url, last_event_id="multi-a:1").open() as stream:
+        assert stream.next().id == "multi-a:2,multi-b:0"
+        stack.send("multi-b", 1)
+        assert stream.next().id == "multi-a:2,multi-b:1"
+        stack.send("multi-a", 1)
+        last = stream.next()
+        assert last.id == "multi-a:3,multi-b:1"
+
+    stack.send("multi-b", 1)
+    with Stream(url, last_event_id=last.id).open() as stream:
+        assert stream.next().id == "multi-a:3,multi-b:2"
+        assert stream.is_silent(0.5)
+
+
+def test_position_that_is_not_in_the_log_is_reset(stack: Stack) -> None:
+    stack.send("reset", 3)
+    stack.wait_until_numbered("reset", 3)
+    url = f"{stack.url}/events/?channel=reset"
+
+    with Stream(url, last_event_id="reset:99").open() as stream:
+        message = stream.next()
+        assert message.type == "stream-reset"
+        assert json.loads(message.data) == {"channels": ["reset"]}
+        assert message.id == "reset:3"
+        stack.send("reset", 1)
+        assert stream.next() == messages("reset", 4, 4)[0]
+
+
+def test_pruned_position_is_reset_and_the_stream_goes_on(stack: Stack) -> None:
+    stack.send("pruned", 4)
+    with Stream(f"{stack.url}/events/?channel=pruned").open() as stream:
+        stack.send("pruned", 1)  # when it is here, the others are confirmed
+        stream.next()
+    stack.run(
+        "from eventstream.models import Event;"
+        "Event.objects.filter(channel='pruned', eid__lte=3).delete()"
+    )
+
+    with Stream(
+        f"{stack.url}/events/?channel=pruned", last_event_id="pruned:3"
+    ).open() as stream:
+        assert list(numbers(stream.take(2))) == [4, 5]
+    with Stream(
+        f"{stack.url}/events/?channel=pruned", last_event_id="pruned:2"
+    ).open() as stream:
+        assert stream.next() == Message(
+            type="stream-reset", data='{"channels": ["pruned"]}', id="pruned:5"
+        )
+
+
+def test_best_effort_events_arrive_live_and_are_not_stored(stack: Stack) -> None:
+    with Stream(f"{stack.url}/events/?channel=live-x").open() as stream:
+        stack.send("live-x", 2)
+
+        received = stream.take(2)
+        assert [m.data for m in received] == ["0", "1"]
+        assert [m.id for m in received] == ["", ""]
+    assert stack.run(
+        "from eventstream.models import Event;"
+        "print(Event.objects.filter(channel='live-x').count())"
+    ).split() == ["0"]
+
+
+# --- users
+
+
+@pytest.fixture(scope="module")
+def cookies(stack: Stack) -> dict[int, dict[str, str]]:
+    """Headers of the sessions of users 1 to 3; all are in the group `members`."""
+    stack.run(
+        "from django.contrib.auth.models import User, Group\n"
+        "group = Group.objects.create(name='members')\n"
+        "for pk in (1, 2, 3): User.objects.create(pk=pk, username=pk).groups.add(group)"
+    )
+    return {pk: {"Cookie": stack.log_in(pk)} for pk in (1, 2, 3)}
+
+
+def test_skipped_user_receives_neither_live_nor_on_catch_up(
+    stack: Stack, cookies: dict[int, dict[str, str]]
+) -> None:
+    url = f"{stack.url}/events/?channel=skip"
+    with (
+        Stream(url, headers=cookies[1]).open() as mine,
+        Stream(url, headers=cookies[2]).open() as other,
+        Stream(url).open() as anonymous,
+    ):
+        stack.run(
+            "from eventstream import send_event\n"
+            "send_event('skip', 'message', 'a', skip_user_ids=[1])\n"
+            "send_event('skip', 'message', 'b')"
+        )
+
+        assert list(numbers([mine.next()])) == [2]
+        assert list(numbers(other.take(2))) == [1, 2]
+        assert list(numbers(anonymous.take(2))) == [1, 2]
+    with Stream(url, headers=cookies[1], last_event_id="skip:0").open() as mine:
+        assert list(numbers([mine.next()])) == [2]
+
+
+def test_private_channel_is_refused_to_others(
+    stack: Stack, cookies: dict[int, dict[str, str]]
+) -> None:
+    url = f"{stack.url}/events/?channel=private-1"
+    with Stream(url, headers=cookies[2]) as stream:
+        message = stream.next()
+        assert stream.status == 200
+        assert message.type == "stream-error"
+        assert json.loads(message.data) == {
+            "condition": "forbidden",
+            "text": "Permission denied to channels: private-1",
+            "channels": ["private-1"],
+        }
+    with Stream(url, headers=cookies[1]).open() as stream:
+        stack.send("private-1")
+        assert stream.next() == messages("private-1", 1, 1)[0]
+
+
+def test_withdrawn_permission_ends_that_user_s_stream_only(
+    stack: Stack, cookies: dict[int, dict[str, str]]
+) -> None:
+    url = f"{stack.url}/events/?channel=members"
+    with (
+        Stream(url, headers=cookies[1]).open() as mine,
+        Stream(url, headers=cookies[2]).open() as other,
+    ):
+        stack.run(
+            "from django.contrib.auth.models import User\n"
+            "from django.db import transaction\n"
+            "from eventstream import channel_permission_changed, send_event\n"
+            "user = User.objects.get(pk=1)\n"
+            "with transaction.atomic():\n"
+            "    user.groups.clear()\n"
+            "    channel_permission_changed(user, 'members')\n"
+            "    send_event('members', 'message', 'after')"
+        )
+
+        message = mine.next()
+        assert message.type == "stream-error"
+        assert json.loads(message.data)["condition"] == "forbidden"
+        with pytest.raises(EOFError):
+            mine.next()
+        assert other.next().data == '"after"'
+    with Stream(url, headers=cookies[1]) as stream:
+        assert stream.next().type == "stream-error"
+
+
+def test_unchanged_permission_ends_nothing(
+    stack: Stack, cookies: dict[int, dict[str, str]]
+) -> None:
+    url = f"{stack.url}/events/?channel=members"
+    with Stream(url, headers=cookies[3]).open() as stream:
+        stack.run(
+            "from django.contrib.auth.models import User\n"
+            "from eventstream import channel_permission_changed\n"
+            "channel_permission_changed(User.objects.get(pk=3), 'members')"
+        )
+        stack.send("members")
+
+        assert stream.next().data == "0"
+
+
+# --- requests
+
+
+@pytest.mark.parametrize(
+    ("path", "channel"),
+    [
+        ("/fixed/", "fixed"),
+        ("/rooms/blue/", "room-blue"),
+        ("/channels/path/", "path"),
+    ],
+)
+def test_channels_come_from_the_url(stack: Stack, path: str, channel: str) -> None:
+    with Stream(stack.url + path).open() as stream:
+        stack.send(channel)
+
+        assert stream.next().id == f"{channel}:1"
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "text"),
+    [
+        ("", {}, "Invalid request: No channels specified"),
+        (
+            "?" + "&".join(f"channel=c{n}" for n in range(11)),
+            {},
+            "Invalid request: Channel limit of 10 exceeded",
+        ),
+        (
+            "?channel=" + "x" * 256,
+            {},
+            "Invalid request: Invalid channel: channel has 256 characters, the most is 255",
+        ),
+    ],
+)
+def test_request_that_makes_no_sense_gets_a_stream_error(
+    stack: Stack, query: str, headers: dict[str, str], text: str
+) -> None:
+    with Stream(f"{stack.url}/events/{query}", headers=headers) as stream:
+        message = stream.next()
+
+    assert message.type == "stream-error"
+    assert json.loads(message.data) == {"condition": "bad-request", "text": text}
+
+
+def test_other_methods_are_refused(stack: Stack) -> None:
+    request = urllib.request.Request(
+        f"{stack.url}/events/?channel=x", data=b"", method="POST"
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=5)
+
+    assert caught.value.code == 405
+    assert caught.value.headers["Allow"] == "GET, OPTIONS"
+    caught.value.close()
+
+
+def test_nothing_between_may_keep_or_buffer_the_stream(stack: Stack) -> None:
+    with Stream(f"{stack.url}/events/?channel=x").open() as stream:
+        assert stream.headers["Content-Type"] == "text/event-stream"
+        assert stream.headers["Cache-Control"] == "no-cache"
+        assert stream.headers["X-Accel-Buffering"] == "no"
+
+
+# --- many
+
+
+async def test_hundred_clients_receive_a_thousand_events_each(stack: Stack) -> None:
+    crowd = Crowd(stack.url, ["crowd"] * 100)
+    await crowd.start()
+    try:
+        loop = asyncio.get_running_loop()
+        for _ in range(10):
+            await loop.run_in_executor(None, stack.send, "crowd", 100)
+        await crowd.until_received(1000)
+
+        assert crowd.faults(1, 1000) == []
+        assert sum(reader.reconnects for reader in crowd.readers) == 0
+    finally:
+        await crowd.stop()
+
+
+async def test_fifty_clients_catch_up_on_private_channels_at_once(stack: Stack) -> None:
+    names = [f"own-{n}" for n in range(50)]
+    stack.run(
+        "from eventstream import EventSpec, send_events\n"
+        "send_events(EventSpec(f'own-{n}', 'message', i)"
+        " for i in range(500) for n in range(50))"
+    )
+    for name in names:
+        stack.wait_until_numbered(name, 500)
+    crowd = Crowd(stack.url, names)
+    for reader in crowd.readers:
+        reader.last_id = f"{reader.name}:0"
+
+    await crowd.start()
+    try:
+        await crowd.until_received(500)
+        assert crowd.faults(1, 500) == []
+        assert sum(reader.errors + reader.resets for reader in crowd.readers) == 0
+    finally:
+        await crowd.stop()
+
+
+# --- what a proxy adds
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Stack]:
+    """Pushpin that asks after two seconds of silence whether there is anything new."""
+    with running(with_pushpin=True, env={"ES_LINK_TIMEOUT": "2"}) as stack:
+        yield stack
+
+
+def test_next_link_brings_what_the_proxy_was_never_given(impatient: Stack) -> None:
+    with Stream(f"{impatient.url}/events/?channel=link").open() as stream:
+        impatient.send("link", 1)
+        stream.next()
+        # Confirmed without having been published: as if the proxy had lost it.
+        impatient.run(
+            "from eventstream.models import *\n"
+            "from eventstream import send_event\n"
+            "from eventstream.storage import get_storage, partition_of\n"
+            "from django.db import transaction\n"
+            "p = partition_of('link')\n"
+            "with transaction.atomic():\n"
+            "    send_event('link', 'message', 'lost')\n"
+            "    get_storage().number_all('default', p)\n"
+            "    Cursor.objects.filter(partition=p).update(\n"
+            "        watermark=Partition.objects.get(number=p).last_position)\n"
+        )
+
+        message = stream.next(timeout=10)
+        assert (message.data, message.id) == ('"lost"', "link:2")
+        impatient.send("link", 1)
+        assert stream.next().id == "link:3"
+
+
+def test_gap_is_made_good_before_the_event_after_it(impatient: Stack) -> None:
+    with Stream(f"{impatient.url}/events/?channel=gap").open() as stream:
+        impatient.run(
+            "from eventstream.models import *\n"
+            "from eventstream import send_event\n"
+            "from eventstream.storage import get_storage, partition_of\n"
+            "from django.db import transaction\n"
+            "p = partition_of('gap')\n"
+            "with transaction.atomic():\n"
+            "    send_event('gap', 'message', 'lost')\n"
+            "    get_storage().number_all('default', p)\n"
+            "    Cursor.objects.filter(partition=p).update(\n"
+            "        watermark=Partition.objects.get(number=p).last_position)\n"
+        )
+        impatient.send("gap", 1)
+
+        assert list(numbers(stream.take(2, timeout=10))) == [1, 2]
+        assert stream.is_silent(1)
+
+
+def test_next_links_of_quiet_streams_say_nothing(impatient: Stack) -> None:
+    with Stream(f"{impatient.url}/events/?channel=quiet").open() as stream:
+        assert stream.is_silent(5)
+        impatient.send("quiet", 1)
+        assert stream.next().id == "quiet:1"
+
+
+def test_next_link_is_for_the_proxy_only(impatient: Stack) -> None:
+    address = f"http://127.0.0.1:{impatient.web_port}/events/next/whatever/"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(address, timeout=5)
+
+    assert caught.value.code == 400
+    caught.value.close()
