@@ -1,0 +1,49 @@
+"""Messages of the Redis bus."""
+
+from __future__ import annotations
+
+import pytest
+
+from eventstream.exceptions import PublishUnavailableError
+from eventstream.models import EventKind
+from eventstream.storage import OutboxRow
+from eventstream.targets.bus import BusTarget, _messages, decode
+from tests.support.processes import free_port
+
+
+def make_row(channel: str, eid: int | None, data: str = "x") -> OutboxRow:
+    return OutboxRow(1, 1, EventKind.EVENT, channel, eid, "message", data, ",3,")
+
+
+def test_consecutive_events_of_a_channel_are_one_message() -> None:
+    target = BusTarget({})
+    rows = [make_row("a", 1), make_row("b", 1), make_row("a", 2, "é\n")]
+    items = [item for row in rows for item in target.encode(row)]
+
+    found = {topic: decode(payload) for topic, payload in _messages(items)}
+
+    assert found == {
+        "eventstream:events:a": [
+            [1, "message", "x", ",3,"],
+            [2, "message", "é\n", ",3,"],
+        ],
+        "eventstream:events:b": [[1, "message", "x", ",3,"]],
+    }
+
+
+def test_kicks_come_before_the_events_of_their_batch() -> None:
+    target = BusTarget({})
+    kick = make_row("a", None)._replace(kind=EventKind.KICK, data="5")
+    items = target.encode(make_row("a", 1)) + target.encode(kick)
+
+    assert [topic for topic, _ in _messages(items)] == [
+        "eventstream:kicks",
+        "eventstream:events:a",
+    ]
+
+
+def test_bus_that_is_away_is_for_now() -> None:
+    target = BusTarget({"host": "127.0.0.1", "port": free_port()})
+
+    with pytest.raises(PublishUnavailableError):
+        target.publish(target.encode(make_row("a", 1)))

@@ -1,0 +1,147 @@
+"""Settings and their checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from pytest_django import Settings
+
+from eventstream import checks, conf
+from eventstream_tasks.checks import check_celery_app
+
+GRIP = "http://127.0.0.1:5561/?key=" + "k" * 32
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("PARTITIONS", 0, "must be 1 to 4,096"),
+        ("PARTITIONS", "16", "must be"),
+        ("PARTITIONS", True, "must be"),
+        ("RETENTION", 59, "must be 60 to 315,360,000 seconds"),
+        ("RETENTION", "1d", "must be a number of seconds"),
+        ("REDIS", "localhost:6379", "must be a redis:// URL"),
+        ("REDIS", 5, "must be a redis:// URL"),
+        ("STORAGE_CLASS", "no.such.Class", "cannot be imported"),
+        ("CHANNELMANAGER_CLASS", None, "must be the dotted path"),
+        ("ALLOW_ORIGINS", ["example.com"], "is not an origin"),
+        ("ALLOW_ORIGINS", ["https://example.com/path"], "is not an origin"),
+        ("DATABASES", "default", "must be a list of strings"),
+        ("ALLOW_CREDENTIALS", "yes", "must be True or False"),
+    ],
+)
+def test_impossible_value_is_an_error_by_check_and_by_use(
+    settings: Settings, name: str, value: Any, text: str
+) -> None:
+    setattr(settings, f"EVENTSTREAM_{name}", value)
+
+    (found,) = checks.check_settings(None)
+    assert found.id == "eventstream.E001"
+    assert text in found.msg
+    assert found.hint
+    with pytest.raises(ImproperlyConfigured, match=f"EVENTSTREAM_{name} "):
+        conf.get_options()
+
+
+def ids(found: list[Any]) -> list[str]:
+    return sorted(message.id for message in found)
+
+
+def test_setting_that_is_none_of_ours_is_an_error(settings: Settings) -> None:
+    settings.EVENTSTREAM_RETENTON = 60
+
+    (found,) = checks.check_settings(None)
+
+    assert found.id == "eventstream.E002"
+    assert "EVENTSTREAM_RETENTION" in str(found.hint)
+
+
+def test_proxy_without_middleware_is_an_error(settings: Settings) -> None:
+    settings.GRIP_URL = GRIP
+    assert ids(checks.check_settings(None)) == []
+
+    settings.MIDDLEWARE = []
+    assert ids(checks.check_settings(None)) == ["eventstream.E003"]
+
+
+def test_proxy_without_a_key_is_a_warning(settings: Settings) -> None:
+    settings.GRIP_URL = "http://127.0.0.1:5561/"
+
+    assert ids(checks.check_settings(None)) == ["eventstream.W005"]
+
+
+def test_alias_that_does_not_exist_is_an_error(settings: Settings) -> None:
+    settings.EVENTSTREAM_REDIS = "redis://127.0.0.1:1/0"
+    settings.EVENTSTREAM_DATABASES = ["default", "second"]
+
+    (found,) = checks.check_settings(None)
+
+    assert found.id == "eventstream.E004"
+    assert "'second'" in found.msg
+
+
+def test_neither_bus_nor_proxy_is_a_warning(settings: Settings) -> None:
+    settings.EVENTSTREAM_REDIS = None
+
+    assert ids(checks.check_settings(None)) == ["eventstream.W001"]
+
+
+def test_wsgi_alone_without_a_proxy_is_a_warning(settings: Settings) -> None:
+    settings.EVENTSTREAM_REDIS = "redis://127.0.0.1:1/0"
+    settings.WSGI_APPLICATION = "tests.wsgi.application"
+    assert ids(checks.check_settings(None)) == []
+
+    settings.ASGI_APPLICATION = None
+    assert ids(checks.check_settings(None)) == ["eventstream.W002"]
+
+
+def test_batch_smaller_than_an_event_is_a_warning(settings: Settings) -> None:
+    settings.EVENTSTREAM_REDIS = "redis://127.0.0.1:1/0"
+    settings.EVENTSTREAM_BATCH_BYTES = 100_000
+
+    assert ids(checks.check_settings(None)) == ["eventstream.W004"]
+
+
+def test_project_with_its_celery_app_passes(settings: Settings) -> None:
+    settings.EVENTSTREAM_DISPATCHER = "eventstream_tasks.dispatch.CeleryDispatcher"
+
+    assert check_celery_app(None) == []
+
+
+def test_project_without_a_celery_app_is_warned(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Default:
+        main = "default"
+
+    monkeypatch.setattr("eventstream_tasks.checks.current_app", Default())
+    settings.EVENTSTREAM_DISPATCHER = "eventstream_tasks.dispatch.CeleryDispatcher"
+
+    assert ids(check_celery_app(None)) == ["eventstream_tasks.W001"]
+    settings.EVENTSTREAM_DISPATCHER = "eventstream.dispatch.InlineDispatcher"
+    assert check_celery_app(None) == []
+
+
+def test_proxies_come_from_both_settings_once(settings: Settings) -> None:
+    settings.GRIP_PROXIES = [
+        {"control_uri": "http://127.0.0.1:5561"},
+        {"control_uri": "http://other:5561", "key": "x"},
+    ]
+    settings.GRIP_URL = GRIP
+
+    proxies = {proxy["control_uri"]: proxy for proxy in conf.grip_proxies()}
+
+    assert sorted(proxies) == ["http://127.0.0.1:5561", "http://other:5561"]
+    assert proxies["http://127.0.0.1:5561"]["key"] == "k" * 32
+    assert len(settings.GRIP_PROXIES) == 2
+
+
+def test_bus_is_a_url_or_arguments(settings: Settings) -> None:
+    settings.EVENTSTREAM_REDIS = "redis://h:1/2"
+    assert conf.redis_arguments() == {"url": "redis://h:1/2"}
+    settings.EVENTSTREAM_REDIS = {"host": "h"}
+    assert conf.redis_arguments() == {"host": "h"}
+    settings.EVENTSTREAM_REDIS = None
+    assert conf.redis_arguments() is None

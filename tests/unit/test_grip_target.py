@@ -1,0 +1,162 @@
+"""What goes to a GRIP proxy, and what its answers mean. Against a local endpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import jwt
+import pytest
+from pytest_django import Settings
+
+from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
+from eventstream.models import EventKind
+from eventstream.storage import OutboxRow
+from eventstream.targets.grip import GripTarget
+from tests.support.grip_endpoint import GripEndpoint
+from tests.support.processes import free_port
+
+
+def make_row(eid: int | None = 7, **values: object) -> OutboxRow:
+    row = OutboxRow(1, 1, EventKind.EVENT, "a b", eid, "message", "50 %", "")
+    return row._replace(**values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[GripEndpoint]:
+    with GripEndpoint() as endpoint:
+        yield endpoint
+
+
+def publish(endpoint: GripEndpoint, *rows: OutboxRow, **proxy: str) -> None:
+    target = GripTarget({"control_uri": endpoint.url, **proxy})
+    try:
+        target.publish([item for row in rows for item in target.encode(row)])
+    finally:
+        target.close()
+
+
+def test_stored_event_is_linked_to_the_one_before(endpoint: GripEndpoint) -> None:
+    publish(endpoint, make_row())
+
+    assert endpoint.paths == ["/publish/"]
+    assert endpoint.items == [
+        {
+            "channel": "events-a%20b",
+            "id": "7",
+            "prev-id": "6",
+            "http-stream": {
+                "content": "id: %I\nevent: message\ndata: 50 %%\n\n",
+                "content-filters": ["build-id"],
+            },
+        }
+    ]
+
+
+def test_first_event_is_linked_to_zero(endpoint: GripEndpoint) -> None:
+    publish(endpoint, make_row(1))
+
+    assert endpoint.items[0]["prev-id"] == "0"
+
+
+def test_best_effort_event_has_no_id_and_is_not_escaped(endpoint: GripEndpoint) -> None:
+    publish(endpoint, make_row(None))
+
+    (item,) = endpoint.items
+    assert "id" not in item
+    assert item["http-stream"] == {"content": "event: message\ndata: 50 %\n\n"}
+
+
+def test_skipped_users_are_named_for_the_proxy_s_filter(endpoint: GripEndpoint) -> None:
+    publish(endpoint, make_row(skip_users=",1,2,"))
+
+    assert endpoint.items[0]["meta"] == {"skip_users": "1,2"}
+
+
+def test_prefix_is_put_before_the_channel(
+    endpoint: GripEndpoint, settings: Settings
+) -> None:
+    settings.GRIP_PREFIX = "site-"
+
+    publish(endpoint, make_row())
+
+    assert endpoint.items[0]["channel"] == "site-events-a%20b"
+
+
+def test_kick_tells_then_closes_the_user_s_streams_of_the_channel(
+    endpoint: GripEndpoint,
+) -> None:
+    kick = make_row(None, id=9, kind=EventKind.KICK, channel="room", data="5")
+
+    publish(endpoint, kick)
+
+    tell, close = endpoint.items
+    assert tell["channel"] == close["channel"] == "user-5"
+    assert tell["meta"] == close["meta"] == {"require_sub": "events-room"}
+    assert (tell["id"], close["id"]) == ("kick-9", "close-9")
+    assert "event: stream-error" in tell["http-stream"]["content"]
+    assert close["http-stream"] == {"action": "close"}
+
+
+def test_batch_is_one_request_in_order(endpoint: GripEndpoint) -> None:
+    publish(endpoint, *[make_row(n) for n in range(1, 101)])
+
+    assert len(endpoint.bodies) == 1
+    assert [item["id"] for item in endpoint.items] == [str(n) for n in range(1, 101)]
+
+
+def test_key_signs_the_request(endpoint: GripEndpoint) -> None:
+    key = "k" * 32
+
+    publish(endpoint, make_row(), control_iss="me", key=key)
+
+    scheme, _, token = endpoint.headers[0]["Authorization"].partition(" ")
+    assert scheme == "Bearer"
+    assert jwt.decode(token, key, algorithms=["HS256"])["iss"] == "me"
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_answer_about_the_content_is_for_good(
+    endpoint: GripEndpoint, status: int
+) -> None:
+    endpoint.status = status
+
+    with pytest.raises(PublishRejectedError) as caught:
+        publish(endpoint, make_row())
+
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
+def test_any_other_answer_is_for_now(endpoint: GripEndpoint, status: int) -> None:
+    endpoint.status = status
+
+    with pytest.raises(PublishUnavailableError, match=str(status)):
+        publish(endpoint, make_row())
+
+
+def test_hanging_proxy_is_given_up_in_time(
+    endpoint: GripEndpoint, settings: Settings
+) -> None:
+    settings.EVENTSTREAM_PUBLISH_TIMEOUT = 0.3
+    endpoint.hang.set()
+    began = time.monotonic()
+
+    with pytest.raises(PublishUnavailableError):
+        publish(endpoint, make_row())
+
+    assert time.monotonic() - began < 3
+
+
+def test_refused_connection_is_for_now() -> None:
+    target = GripTarget({"control_uri": f"http://127.0.0.1:{free_port()}"})
+
+    with pytest.raises(PublishUnavailableError):
+        target.publish(target.encode(make_row()))
+    target.close()
+
+
+def test_name_keeps_no_secrets() -> None:
+    target = GripTarget({"control_uri": "https://me:secret@fanout.io/realm/x?key=y"})
+
+    assert target.name == "grip:https://fanout.io/realm/x"
