@@ -1,0 +1,136 @@
+"""Ids and positions: consecutive, in the order of sending, whoever else sends."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+from django.db import connections, transaction
+
+from eventstream import send_event
+from eventstream.models import Channel, Event, EventKind, Partition
+from eventstream.storage import get_storage, partition_of
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("targets"),
+]
+
+
+def number_everything() -> int:
+    storage = get_storage()
+    return sum(storage.number_all("default", p) for p in storage.partitions("default"))
+
+
+def assert_consistent() -> None:
+    """Assert that ids and positions are 1, 2, 3, … and the counters say the same."""
+    for channel in set(Event.objects.values_list("channel", flat=True)):
+        rows = Event.objects.filter(channel=channel, kind=EventKind.EVENT)
+        eids = list(rows.order_by("position").values_list("eid", flat=True))
+        assert eids == list(range(1, len(eids) + 1))
+        assert Channel.objects.get(name=channel).last_eid == len(eids)
+    for partition in set(Event.objects.values_list("partition", flat=True)):
+        of_partition = Event.objects.filter(partition=partition).order_by("position")
+        positions = list(of_partition.values_list("position", flat=True))
+        assert positions == list(range(1, len(positions) + 1))
+        last = Partition.objects.get(number=partition).last_position
+        assert last == len(positions)
+
+
+def test_ids_and_positions_count_on_over_batches() -> None:
+    storage = get_storage()
+    partition = partition_of("orders")
+    for _ in range(7):
+        send_event("orders", "message", 1)
+
+    counts = [storage.number_batch("default", partition, limit=3) for _ in range(4)]
+
+    assert counts == [3, 3, 1, 0]
+    assert_consistent()
+    assert storage.last_position("default", partition) == 7
+
+
+def test_kick_has_a_place_and_no_id() -> None:
+    partition = partition_of("orders")
+    send_event("orders", "message", 1)
+    Event.objects.create(
+        partition=partition,
+        kind=EventKind.KICK,
+        channel="orders",
+        type="kick",
+        data="5",
+    )
+    send_event("orders", "message", 2)
+
+    number_everything()
+
+    rows = Event.objects.order_by("position").values_list("kind", "position", "eid")
+    assert list(rows) == [(0, 1, 1), (1, 2, None), (0, 3, 2)]
+
+
+def test_kick_in_a_channel_without_events_makes_no_channel() -> None:
+    Event.objects.create(
+        partition=3, kind=EventKind.KICK, channel="new", type="kick", data="5"
+    )
+
+    assert number_everything() == 1
+    assert not Channel.objects.exists()
+
+
+@pytest.mark.parametrize("limit", [0, 10_001])
+def test_limit_out_of_range_is_refused(limit: int) -> None:
+    with pytest.raises(ValueError, match="limit must be 1 to 10000"):
+        get_storage().number_batch("default", 0, limit=limit)
+
+
+def test_concurrent_senders_and_numberers_leave_no_hole() -> None:
+    channels = ["a", "b", "c"]
+    sent: dict[str, list[str]] = {}
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def send(name: str) -> None:
+        chance = random.Random(name)
+        try:
+            for number in range(40):
+                with transaction.atomic():
+                    for _ in range(chance.randint(1, 3)):
+                        channel = chance.choice(channels)
+                        send_event(channel, "message", f"{name}-{number}")
+                    transaction.set_rollback(chance.random() < 0.3)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    def number() -> None:
+        try:
+            while not stop.is_set():
+                number_everything()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    senders = [threading.Thread(target=send, args=(f"s{n}",)) for n in range(4)]
+    numberers = [threading.Thread(target=number) for _ in range(2)]
+    for thread in senders + numberers:
+        thread.start()
+    for thread in senders:
+        thread.join()
+    stop.set()
+    for thread in numberers:
+        thread.join()
+    number_everything()
+
+    assert errors == []
+    assert_consistent()
+    # One sender's events of a channel keep their order.
+    for row in Event.objects.order_by("channel", "eid"):
+        name = row.data.strip('"').partition("-")[0]
+        sent.setdefault(f"{row.channel} {name}", []).append(row.data.strip('"'))
+    for order in sent.values():
+        numbers = [int(text.partition("-")[2]) for text in order]
+        assert numbers == sorted(numbers)
+    assert len(sent) == 12

@@ -1,0 +1,438 @@
+"""Lease → number → publish → confirm, and what happens when a step fails."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+
+import pytest
+from django.db import connections
+from django.db.models.functions import Now
+from pytest_django import Settings
+
+from eventstream import EventSpec, jobs, send_event, send_events
+from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
+from eventstream.relay import Outcome, pending, relay_all, relay_partition
+from eventstream.storage import get_storage, partition_of
+from tests.support.targets import RecordingTarget
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+PARTITION = partition_of("orders")
+Targets = dict[str, RecordingTarget]
+
+
+def send(count: int = 1, channel: str = "orders") -> None:
+    send_events([EventSpec(channel, "message", n) for n in range(count)])
+
+
+def ago(seconds: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=seconds)
+
+
+def cursor(target: str) -> Cursor:
+    return Cursor.objects.get(partition=PARTITION, target=target)
+
+
+def test_every_target_gets_every_event_once_in_order(targets: Targets) -> None:
+    send(5)
+
+    reports = relay_all("default")
+
+    assert {report.outcome for report in reports.values()} == {Outcome.DONE}
+    for target in targets.values():
+        assert target.ids("orders") == [1, 2, 3, 4, 5]
+    assert pending("default") == []
+    assert relay_all("default") == {}
+
+
+def test_ids_are_committed_before_anything_is_published(targets: Targets) -> None:
+    seen: list[object] = []
+
+    def look() -> None:
+        def read() -> None:
+            seen.append(list(Event.objects.values_list("eid", flat=True)))
+            connections.close_all()
+
+        thread = threading.Thread(target=read)  # a connection of its own
+        thread.start()
+        thread.join()
+
+    targets["a"].before = look
+    send(2)
+
+    relay_partition("default", PARTITION, "a")
+
+    assert seen == [[1, 2]]
+
+
+def test_failing_target_holds_up_no_other(targets: Targets) -> None:
+    targets["a"].is_down = True
+    send(3)
+
+    relay_all("default")
+
+    assert targets["b"].ids("orders") == [1, 2, 3]
+    row = cursor("a")
+    assert (row.watermark, row.attempts, row.last_error) == (0, 1, "a is down")
+    assert row.next_attempt is not None
+    assert row.failing_since is not None
+    assert (row.lease_token, row.lease_until) == ("", None)
+
+
+def test_failed_target_is_left_alone_until_it_is_due(targets: Targets) -> None:
+    targets["a"].is_down = True
+    send()
+    relay_all("default")
+    targets["a"].is_down = False
+    Cursor.objects.update(next_attempt=Now() + ago(30))
+
+    early = relay_partition("default", PARTITION, "a")
+    Cursor.objects.update(next_attempt=Now() - ago(1))
+    due = relay_partition("default", PARTITION, "a")
+
+    assert (early.outcome, early.error) == (Outcome.WAITING, "a is down")
+    assert (due.outcome, due.event_count) == (Outcome.DONE, 1)
+    row = cursor("a")
+    assert (row.attempts, row.next_attempt, row.failing_since) == (0, None, None)
+    assert row.last_error == ""
+
+
+def test_operator_can_have_it_tried_now(targets: Targets) -> None:
+    targets["a"].is_down = True
+    send()
+    relay_all("default")
+    targets["a"].is_down = False
+    Cursor.objects.update(next_attempt=Now() + ago(30))
+
+    report = relay_partition("default", PARTITION, "a", force=True)
+
+    assert report.outcome is Outcome.DONE
+    assert targets["a"].ids("orders") == [1]
+
+
+def test_published_but_unconfirmed_is_repeated_under_the_same_ids(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(2)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eventstream.relay._Relay._confirm", crash)
+        with pytest.raises(KeyboardInterrupt):
+            relay_partition("default", PARTITION, "a")
+    send(1)
+    relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].ids("orders") == [1, 2, 1, 2, 3]
+
+
+def test_leased_partition_is_left_to_its_relay(targets: Targets) -> None:
+    send()
+    relay_all("default")
+    send()
+    Cursor.objects.update(lease_token="other", lease_until=Now() + ago(5))
+
+    assert relay_partition("default", PARTITION, "a").outcome is Outcome.BUSY
+    assert targets["a"].ids("orders") == [1]
+
+    Cursor.objects.update(lease_until=Now() - ago(1))
+    assert relay_partition("default", PARTITION, "a").outcome is Outcome.DONE
+    assert targets["a"].ids("orders") == [1, 2]
+
+
+def test_relay_that_lost_its_lease_confirms_nothing(targets: Targets) -> None:
+    send()
+
+    def take_over() -> None:
+        Cursor.objects.filter(target="a").update(lease_token="other")
+
+    targets["a"].before = take_over
+
+    report = relay_partition("default", PARTITION, "a")
+
+    assert report.outcome is Outcome.BUSY
+    assert (cursor("a").watermark, cursor("a").lease_token) == (0, "other")
+
+
+def test_event_sent_meanwhile_is_not_left_behind(targets: Targets) -> None:
+    sent = threading.Event()
+
+    def send_once() -> None:
+        if not sent.is_set():
+            sent.set()
+            send_event("orders", "message", "late")
+
+    targets["a"].before = send_once
+    send()
+
+    relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].ids("orders") == [1, 2]
+
+
+def test_batches_are_cut_by_bytes(targets: Targets, settings: Settings) -> None:
+    settings.EVENTSTREAM_BATCH_BYTES = 10_000
+    send_events([EventSpec("orders", "message", "x" * 3000) for _ in range(7)])
+
+    relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].batches == [3, 3, 1]
+    assert targets["a"].ids("orders") == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_refused_event_is_buried_and_the_rest_delivered(targets: Targets) -> None:
+    targets["a"].poison = {"3"}
+    send(6)
+
+    relay_all("default")
+
+    assert targets["a"].ids("orders") == [1, 2, 3, 5, 6]
+    assert targets["b"].ids("orders") == [1, 2, 3, 4, 5, 6]
+    (letter,) = DeadLetter.objects.all()
+    assert (letter.target, letter.channel, letter.eid) == ("a", "orders", 4)
+    assert letter.error == "bad content"
+    assert pending("default") == []
+
+
+def test_target_that_refuses_everything_is_at_fault_itself(targets: Targets) -> None:
+    targets["a"].poison = {"0", "1", "2"}
+    send(3)
+
+    report = relay_partition("default", PARTITION, "a")
+
+    assert report.outcome is Outcome.FAILED
+    assert "every one of 3 events was refused" in report.error
+    assert not DeadLetter.objects.exists()
+    assert cursor("a").watermark == 0
+
+
+def test_target_back_after_a_while_gets_the_newest_of_each_channel(
+    targets: Targets,
+) -> None:
+    other = next(f"c{n}" for n in range(999) if partition_of(f"c{n}") == PARTITION)
+    targets["a"].is_down = True
+    send(3)
+    send(4, channel=other)
+    Event.objects.create(
+        partition=PARTITION,
+        kind=EventKind.KICK,
+        channel="orders",
+        type="kick",
+        data="5",
+    )
+    relay_all("default")
+    Cursor.objects.filter(target="a").update(
+        failing_since=Now() - ago(31), next_attempt=None
+    )
+    targets["a"].is_down = False
+
+    relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].received == [
+        ("orders", 3, "2"),
+        (other, 4, "3"),
+        ("orders", "kick", "5"),
+    ]
+    assert cursor("a").watermark == 8
+    send()
+    relay_all("default")
+    assert targets["a"].ids("orders") == [3, "kick", 4]
+
+
+def test_target_back_soon_gets_every_event(targets: Targets) -> None:
+    targets["a"].is_down = True
+    send(3)
+    relay_all("default")
+    Cursor.objects.filter(target="a").update(
+        failing_since=Now() - ago(25), next_attempt=None
+    )
+    targets["a"].is_down = False
+
+    relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].ids("orders") == [1, 2, 3]
+
+
+def test_new_target_starts_with_what_is_sent_from_now_on(targets: Targets) -> None:
+    send(3)
+    relay_all("default")
+    targets["new"] = RecordingTarget("new")
+    send(2)
+
+    relay_all("default")
+
+    assert targets["new"].ids("orders") == [4, 5]
+
+
+def test_unknown_target_is_told(targets: Targets) -> None:
+    report = relay_partition("default", PARTITION, "gone")
+
+    assert report.outcome is Outcome.UNKNOWN
+    assert "gone" in report.error
+
+
+def test_two_relays_at_once_deliver_everything(targets: Targets) -> None:
+    def work() -> None:
+        relay_all("default", force=True)
+        connections.close_all()
+
+    for _ in range(5):
+        send(20)
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert targets["a"].ids("orders") == list(range(1, 101))
+
+
+# --- sweep and prune
+
+
+def test_sweep_finds_what_nobody_was_woken_for(targets: Targets) -> None:
+    send(2)
+
+    result = jobs.republish("default")
+
+    assert result == "4 events, 2 partitions behind, 0 failed"
+    assert targets["a"].ids("orders") == [1, 2]
+
+
+def test_job_runs_once_at_a_time(targets: Targets) -> None:
+    Job.objects.create(name="republish", lease_until=Now() + ago(5))
+    assert jobs.republish("default") is None
+
+    Job.objects.update(lease_until=Now() - ago(1))
+    assert jobs.republish("default") is not None
+
+
+def age(eids: list[int], seconds: float) -> None:
+    Event.objects.filter(eid__in=eids).update(created=Now() - ago(seconds))
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(86_390, 4), (86_410, 2)])
+def test_prune_deletes_what_is_older_than_a_day(
+    targets: Targets, seconds: float, left: int
+) -> None:
+    send(4)
+    relay_all("default")
+    age([1, 2], seconds)
+
+    jobs.prune("default")
+
+    assert Event.objects.count() == left
+    assert get_storage().floor("default", "orders") == 4 - left
+
+
+def test_prune_makes_no_hole_when_ages_are_inverted(targets: Targets) -> None:
+    send(4)
+    relay_all("default")
+    age([1, 3, 4], 90_000)
+
+    jobs.prune("default")
+
+    assert list(Event.objects.order_by("eid").values_list("eid", flat=True)) == [
+        2,
+        3,
+        4,
+    ]
+
+
+def test_prune_leaves_what_a_target_has_not_got(targets: Targets) -> None:
+    send(2)
+    relay_all("default")
+    targets["a"].is_down = True
+    send(2)
+    relay_all("default")
+    age([1, 2, 3, 4], 90_000)
+
+    jobs.prune("default")
+
+    assert list(Event.objects.order_by("eid").values_list("eid", flat=True)) == [3, 4]
+
+
+def test_target_that_failed_for_a_day_holds_up_nothing(targets: Targets) -> None:
+    targets["a"].is_down = True
+    send(3)
+    relay_all("default")
+    age([1, 2, 3], 90_000)
+    Cursor.objects.filter(target="a").update(failing_since=Now() - ago(90_000))
+
+    jobs.prune("default")
+    assert not Event.objects.exists()
+
+    targets["a"].is_down = False
+    send(1)
+    relay_all("default", force=True)
+    assert targets["a"].ids("orders") == [4]
+    assert pending("default") == []
+
+
+def test_pruned_channel_counts_on(targets: Targets) -> None:
+    send(2)
+    relay_all("default")
+    age([1, 2], 90_000)
+    jobs.prune("default")
+
+    send(1)
+    relay_all("default")
+
+    assert targets["a"].ids("orders") == [1, 2, 3]
+
+
+# --- the log
+
+
+def test_log_is_read_page_by_page(targets: Targets) -> None:
+    send(5)
+    relay_all("default")
+    storage = get_storage()
+
+    page = storage.read_after("default", "orders", 1, limit=2)
+
+    assert [event.eid for event in page.events] == [2, 3]
+    assert (page.last_eid, page.is_reset) == (5, False)
+    assert storage.read_after("default", "orders", 5, limit=2).events == []
+
+
+@pytest.mark.parametrize("eid", [6, 1])
+def test_position_outside_the_log_is_a_reset(targets: Targets, eid: int) -> None:
+    send(5)
+    relay_all("default")
+    Event.objects.filter(eid__lte=2).delete()
+
+    page = get_storage().read_after("default", "orders", eid, limit=10)
+
+    assert (page.events, page.last_eid, page.is_reset) == ([], 5, True)
+
+
+def test_position_at_the_floor_is_in_the_log(targets: Targets) -> None:
+    send(5)
+    relay_all("default")
+    Event.objects.filter(eid__lte=2).delete()
+
+    page = get_storage().read_after("default", "orders", 2, limit=10)
+
+    assert [event.eid for event in page.events] == [3, 4, 5]
+
+
+def test_undelivered_are_counted_over_very_many_partitions(targets: Targets) -> None:
+    Partition.objects.bulk_create(
+        Partition(number=n, last_position=2) for n in range(3000)
+    )
+    Cursor.objects.bulk_create(
+        Cursor(partition=n, target="a", watermark=1) for n in range(3000)
+    )
+    for n in (5, 2999):
+        for position in (1, 2):
+            Event.objects.create(
+                partition=n, position=position, eid=position, channel=f"c{n}",
+                type="message", data="x",
+            )  # fmt: skip
+    Event.objects.create(partition=7, channel="x", type="message", data="x")
+
+    assert get_storage().count_undelivered("default", ["a"]) == 3

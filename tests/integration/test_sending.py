@@ -1,0 +1,184 @@
+"""send_event and its kin, in the caller's transaction."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
+from pytest_django import Settings
+
+from eventstream import (
+    EventSpec,
+    EventState,
+    asend_event,
+    get_current_event_id,
+    send_event,
+    send_events,
+)
+from eventstream.models import Event
+from eventstream.relay import relay_all
+from eventstream.testing import drain_outbox
+from tests.support.targets import RecordingTarget
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_event_s_state_can_be_followed(targets: dict[str, RecordingTarget]) -> None:
+    sent = send_event("orders", "message", {"a": 1})
+    assert (sent.state(), sent.event_id) == (EventState.UNNUMBERED, None)
+
+    targets["b"].is_down = True
+    relay_all("default")
+    assert (sent.state(), sent.event_id) == (EventState.UNDELIVERED, 1)
+
+    targets["b"].is_down = False
+    relay_all("default", force=True)
+    assert sent.state() is EventState.CONFIRMED
+
+
+def test_refused_event_is_dead(targets: dict[str, RecordingTarget]) -> None:
+    targets["a"].poison = {"1"}
+    sent = send_event("orders", "message", 1)
+
+    relay_all("default")
+
+    assert sent.state() is EventState.DEAD
+
+
+def test_rollback_takes_the_event_with_it() -> None:
+    with transaction.atomic():
+        sent = send_event("orders", "message", 1)
+        transaction.set_rollback(True)
+
+    assert sent.state() is EventState.GONE
+    assert send_event("orders", "message", 2).event_id == 1
+
+
+def test_savepoint_takes_only_its_own(targets: dict[str, RecordingTarget]) -> None:
+    with transaction.atomic():
+        send_event("orders", "message", "before")
+        with transaction.atomic():
+            send_event("orders", "message", "inside")
+            transaction.set_rollback(True)
+        send_event("orders", "message", "after")
+
+    relay_all("default")
+
+    assert targets["a"].received == [
+        ("orders", 1, '"before"'),
+        ("orders", 2, '"after"'),
+    ]
+
+
+def test_nothing_is_published_before_the_commit() -> None:
+    with transaction.atomic():
+        sent = send_event("orders", "message", 1)
+        assert sent.state() is EventState.UNNUMBERED
+
+    assert sent.state() is EventState.CONFIRMED
+
+
+def test_one_event_costs_one_insert(targets: dict[str, RecordingTarget]) -> None:
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        send_event("orders", "message", 1)
+
+    assert [query["sql"].split()[0] for query in queries] == ["INSERT"]
+
+
+def test_many_events_cost_as_much_as_one(targets: dict[str, RecordingTarget]) -> None:
+    specs = [EventSpec(f"c{n % 7}", "message", n) for n in range(200)]
+
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        handles = send_events(specs)
+
+    inserts = [q for q in queries if q["sql"].startswith("INSERT")]
+    # SQLite takes 999 parameters a statement.
+    assert len(inserts) <= (1 if connection.vendor == "postgresql" else 3)
+    relay_all("default")
+    assert [handle.event_id for handle in handles[:7]] == [1] * 7
+    for channel in range(7):
+        data = [int(d) for c, _, d in targets["a"].received if c == f"c{channel}"]
+        assert data == list(range(channel, 200, 7))
+
+
+def test_same_key_is_written_once(targets: dict[str, RecordingTarget]) -> None:
+    first = send_event("orders", "message", "a", idempotency_key="k")
+    again = send_event("orders", "message", "b", idempotency_key="k")
+    other = send_event("elsewhere", "message", "c", idempotency_key="k")
+
+    assert again == first
+    assert other.id != first.id
+    relay_all("default")
+    assert sorted(targets["a"].received) == [
+        ("elsewhere", 1, '"c"'),
+        ("orders", 1, '"a"'),
+    ]
+
+
+def test_same_key_leaves_the_caller_s_transaction_usable() -> None:
+    with transaction.atomic():
+        send_event("orders", "message", "a", idempotency_key="k")
+        send_event("orders", "message", "b", idempotency_key="k")
+        send_event("orders", "message", "c")
+
+    assert get_current_event_id(["orders"]) == "orders:2"
+
+
+def test_same_key_from_many_threads_is_written_once() -> None:
+    ids = []
+
+    def send() -> None:
+        ids.append(send_event("orders", "message", 1, idempotency_key="k").id)
+        connections.close_all()
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(ids) == 8
+    assert len(set(ids)) == 1
+    assert Event.objects.count() == 1
+
+
+async def test_async_code_can_send() -> None:
+    sent = await asend_event("orders", "message", 1)
+
+    row = await Event.objects.aget(channel="orders")
+    assert (row.pk, row.eid) == (sent.id, 1)
+    await sync_to_async(connections.close_all)()
+
+
+def test_without_storage_nothing_is_written(settings: Settings) -> None:
+    settings.EVENTSTREAM_STORAGE_CLASS = None
+
+    sent = send_event("orders", "message", 1)
+
+    assert sent.state() is EventState.UNSTORED
+    assert Event.objects.count() == 0
+
+
+@pytest.mark.django_db(transaction=False)
+def test_outbox_can_be_drained_in_a_test_that_never_commits() -> None:
+    send_event("orders", "message", "a")
+    send_event("orders", "message", "b")
+
+    assert [(e.channel, e.eid, e.data) for e in drain_outbox()] == [
+        ("orders", 1, '"a"'),
+        ("orders", 2, '"b"'),
+    ]
+    assert drain_outbox() == []
+    send_event("orders", "message", "c")
+    assert [e.eid for e in drain_outbox()] == [3]
+
+
+def test_position_names_each_channel_with_its_last_id() -> None:
+    send_event("b c", "message", 1)
+
+    position = get_current_event_id(["b c", "a", "live-x"])
+
+    assert position == "a:0,b%20c:1"

@@ -1,0 +1,60 @@
+"""A target that records, fails or refuses; and a dispatcher that wakes nobody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+
+from eventstream.dispatch import Dispatcher
+from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
+from eventstream.storage import OutboxRow
+from eventstream.targets.base import Item, Target
+
+
+class RecordingTarget(Target):
+    """Accepts everything, unless told otherwise.
+
+    Attributes:
+        received: (channel, eid or "kick", data) of what was accepted, in order.
+        batches: How many items each accepted call had.
+        is_down: Fail every call.
+        poison: Refuse, for good, any call with one of these data.
+        before: Called before each call is answered.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.received: list[tuple[str, object, str]] = []
+        self.batches: list[int] = []
+        self.is_down = False
+        self.poison: set[str] = set()
+        self.before: Callable[[], object] = lambda: None
+
+    def encode(self, row: OutboxRow) -> list[Item]:
+        place = "kick" if row.kind else row.eid
+        body = json.dumps([row.channel, place, row.data]).encode()
+        return [Item(row.channel, body, bool(row.kind))]
+
+    def publish(self, items: Sequence[Item]) -> None:
+        self.before()
+        if self.is_down:
+            raise PublishUnavailableError(f"{self.name} is down")
+        decoded = [tuple(json.loads(item.body)) for item in items]
+        if any(data in self.poison for _, _, data in decoded):
+            raise PublishRejectedError("bad content", status=400)
+        self.received += decoded
+        self.batches.append(len(items))
+
+    def ids(self, channel: str) -> list[object]:
+        """Return the ids accepted for a channel, in order."""
+        return [eid for name, eid, _ in self.received if name == channel]
+
+
+class IdleDispatcher(Dispatcher):
+    """Leaves everything to whoever calls the relay."""
+
+    def wake(self, using: str, partitions: Collection[int]) -> None:
+        pass
+
+    def publish_unstored(self, rows: list[OutboxRow]) -> None:
+        pass
