@@ -128,6 +128,28 @@ class GripTarget(Target):
                 self.close()
             raise PublishUnavailableError(str(error)[:500]) from error
 
+    def set_origin(self, url: str) -> None:
+        """Have the proxy ask this site, http:// or https://, for what it serves.
+
+        Fanout's service call; Pushpin has its routes in a file and answers 404.
+
+        Raises:
+            PublishUnavailableError: The proxy did not take it.
+        """
+        parts = urlsplit(url)
+        is_secure = parts.scheme == "https"
+        prefix = "ssl_" if is_secure else ""
+        values = {
+            f"{prefix}host": parts.hostname,
+            f"{prefix}port": str(parts.port or (443 if is_secure else 80)),
+            "rewrite_host": "true",
+            "over_http": "true",
+        }
+        try:
+            self._get_client().http_call("/http/default/", values)
+        except ValueError as error:
+            raise PublishUnavailableError(str(error)[:500]) from error
+
     def _get_client(self) -> Any:
         if self._client is None:
             client = GripPubControl(self._proxy).clients[0]

@@ -12,7 +12,7 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, jobs, send_event, send_events
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
-from eventstream.relay import Outcome, pending, relay_all, relay_partition
+from eventstream.relay import Outcome, _Relay, pending, relay_all, relay_partition
 from eventstream.storage import get_storage, partition_of
 from tests.support.targets import RecordingTarget
 
@@ -170,6 +170,27 @@ def test_event_sent_meanwhile_is_not_left_behind(targets: Targets) -> None:
 
     relay_partition("default", PARTITION, "a")
 
+    assert targets["a"].ids("orders") == [1, 2]
+
+
+def test_event_whose_wake_up_found_the_lease_taken_is_not_left_behind(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = _Relay._release
+    found: list[Outcome] = []
+
+    def send_first(relay: _Relay) -> None:
+        if not found:
+            send()
+            found.append(relay_partition("default", PARTITION, "a").outcome)
+        release(relay)
+
+    monkeypatch.setattr(_Relay, "_release", send_first)
+    send()
+
+    relay_partition("default", PARTITION, "a")
+
+    assert found == [Outcome.BUSY]
     assert targets["a"].ids("orders") == [1, 2]
 
 
