@@ -1,0 +1,152 @@
+"""The README's steps, read from it and taken in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eventstream import conf
+from tests.support.processes import ROOT, Process, free_port, is_listening
+from tests.support.sse import Stream
+from tests.support.valkey import Valkey
+
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+_FILE = re.compile(r"In `(mysite/\S+)`(, add)?:\n\n```python\n(.*?)```", re.DOTALL)
+_COMMAND = re.compile(r"^\$ (.+)$", re.MULTILINE)
+
+
+class Project:
+    """A project that is made by following the README."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        # Nothing of this repository but what is installed.
+        self.env = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+
+    def run(self, command: str) -> str:
+        done = subprocess.run(
+            shlex.split(command), cwd=self.directory, env=self.env,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def start(self, command: str) -> Process:
+        env = {**self.env, "DJANGO_SETTINGS_MODULE": "mysite.settings"}
+        return Process(shlex.split(command), cwd=self.directory, env=env)
+
+    def edit(self, text: str, replacements: dict[str, str] | None = None) -> None:
+        """Do what a part of the README says about files."""
+        found = _FILE.findall(text)
+        assert found
+        for name, is_addition, code in found:
+            for old, new in (replacements or {}).items():
+                code = code.replace(old, new)
+            path = self.directory / name
+            if is_addition:
+                path.write_text(path.read_text() + "\n" + code)
+            else:
+                path.write_text(code)
+
+
+def part(first: str, last: str) -> str:
+    return README[README.index(first) : README.index(last)]
+
+
+def commands(text: str) -> list[str]:
+    return [line for line in _COMMAND.findall(text) if not line.startswith("pip ")]
+
+
+@pytest.mark.timeout(180)
+def test_steps_lead_to_an_event_and_then_to_a_worker(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    port = free_port()
+
+    first = part("## A first event", "## In the browser")
+    start, migrate, serve, curl, send = commands(first)
+    assert curl.startswith("curl -N")
+    project.run(start)
+    project.edit(first)
+    project.run(migrate)
+    url = curl.split("'")[1].replace(":8000", f":{port}")
+    with project.start(f"{serve} --port {port}") as web:
+        web.wait_until(lambda: is_listening(port), "the server runs")
+        with Stream(url).open() as stream:
+            project.run(send)
+            message = stream.next()
+    block = "".join(
+        f"{line}\n"
+        for line in (f"id: {message.id}", f"event: {message.type}", f"data: {message.data}")
+    )  # fmt: skip
+    assert block in first
+
+    second = part("## For production", "### Behind Pushpin")
+    migrate, worker, beat = commands(second)
+    with Valkey() as valkey:
+        project.edit(second, {"redis://127.0.0.1:6379/0": valkey.url})
+        project.run(migrate)
+        assert "no issues" in project.run("python manage.py check --fail-level WARNING")
+        with (
+            project.start(f"{serve} --port {port}") as web,
+            project.start(f"{worker} -P threads -l INFO") as tasks,
+            project.start(f"{beat} -l INFO") as timer,
+        ):
+            web.wait_until(lambda: is_listening(port), "the server runs")
+            tasks.wait_until(lambda: "ready." in tasks.output(), "the worker is ready")
+            with Stream(url).open() as stream:
+                project.run(send)
+                assert stream.next(timeout=5).id == "orders:2"
+            timer.wait_until(
+                lambda: "eventstream.republish" in timer.output(),
+                "beat sends the sweep",
+            )
+            check = "python manage.py check --database default --fail-level WARNING"
+            tasks.wait_until(
+                lambda: (
+                    "eventstream.republish" in tasks.output().split("ready.")[1]
+                    and "succeeded" in tasks.output()
+                ),
+                "the sweep has run",
+            )
+            assert "no issues" in project.run(check)
+
+
+def test_settings_it_names_exist() -> None:
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \|", README, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"[A-Z_]+", row)}
+
+    assert len(named) > 10
+    assert named <= {setting.name for setting in conf.SETTINGS}
+
+
+def test_files_it_links_to_exist() -> None:
+    links = [
+        link
+        for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text())
+        if not (path.parent / link).exists()
+    ]
+
+    assert links == []
+
+
+def test_python_it_shows_compiles() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) > 8
+
+    for block in blocks:
+        compile(f"async def block():\n    pass\n{indent(block)}", "README", "exec")
+
+
+def indent(code: str) -> str:
+    lines = code.splitlines()
+    if lines[0].startswith("path("):  # entries of a list
+        lines = ["urlpatterns = [", *lines, "]"]
+    return "\n".join(f"    {line}" for line in lines)
