@@ -57,7 +57,7 @@ TEMPLATES = [
 ]
 
 
-def _database() -> dict[str, Any]:
+def _database(suffix: str = "") -> dict[str, Any]:
     url = os.environ.get("ES_DB")
     if url:
         parts = urlsplit(url)
@@ -67,11 +67,12 @@ def _database() -> dict[str, Any]:
             "PORT": parts.port,
             "USER": parts.username or "postgres",
             "NAME": parts.path.lstrip("/"),
-            "TEST": {"NAME": f"test_{os.getpid()}"},
+            "TEST": {"NAME": f"test_{os.getpid()}{suffix}"},
         }
     path = os.environ.get("ES_SQLITE")
     if not path:
         path = str(Path(tempfile.gettempdir()) / f"eventstream-{os.getpid()}.sqlite3")
+    path += suffix
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": path,
@@ -85,7 +86,8 @@ def _database() -> dict[str, Any]:
     }
 
 
-DATABASES = {"default": _database()}
+# The second is for tests with two outboxes.
+DATABASES = {"default": _database(), "other": _database("_other")}
 
 EVENTSTREAM_REDIS = os.environ.get("ES_REDIS")
 GRIP_URL = os.environ.get("ES_GRIP")

@@ -1,0 +1,256 @@
+"""The endpoint's answers, without a server."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import jwt
+import pytest
+from django.contrib.auth.models import User
+from django.http import HttpResponseBase
+from django.template import Context, Template
+from django.test import Client
+from pytest_django import Settings
+
+from eventstream import EventSpec, send_event, send_events
+from eventstream.reading import Reader, sign_link
+from eventstream.testing import drain_outbox
+from tests.support.sse import Message, Parser
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+KEY = "k" * 32
+
+
+@pytest.fixture
+def proxy(settings: Settings) -> dict[str, str]:
+    """Headers of a request that came through the GRIP proxy."""
+    settings.GRIP_PROXIES = [{"control_uri": "http://127.0.0.1:1", "key": KEY}]
+    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    settings.EVENTSTREAM_UNNUMBERED_AFTER = 0
+    claims = {"iss": "pushpin", "exp": int(time.time()) + 3600}
+    return {"Grip-Sig": jwt.encode(claims, KEY, algorithm="HS256")}
+
+
+def read(response: HttpResponseBase) -> list[Message]:
+    content: bytes = getattr(response, "content", b"")
+    return Parser().feed(content)
+
+
+def open_stream(headers: dict[str, str], query: str, **more: str) -> HttpResponseBase:
+    response: Any = Client().get(f"/events/?{query}", headers={**headers, **more})
+    assert response.status_code == 200
+    return response  # type: ignore[no-any-return]
+
+
+def next_path(response: HttpResponseBase) -> str:
+    link, _, parameters = response["Grip-Link"].partition("; ")
+    assert parameters.startswith("rel=next")
+    return str(link).strip("<>")
+
+
+# --- who holds
+
+
+def test_wsgi_without_a_proxy_is_told_at_once_what_to_do() -> None:
+    response = Client().get("/events/?channel=a")
+
+    assert response.status_code == 501
+    assert response["Content-Type"] == "text/plain"
+    assert "set GRIP_URL and GripMiddleware" in response.content.decode()
+
+
+@pytest.mark.parametrize("key", ["other" * 8, None], ids=["wrong key", "no signature"])
+def test_request_that_only_pretends_to_be_proxied_is_not_held(
+    proxy: dict[str, str], key: str | None
+) -> None:
+    claims = {"iss": "pushpin", "exp": int(time.time()) + 3600}
+    headers = {"Grip-Sig": jwt.encode(claims, key, algorithm="HS256")} if key else {}
+
+    assert Client().get("/events/?channel=a", headers=headers).status_code == 501
+
+
+def test_hold_names_channels_with_the_ids_before(proxy: dict[str, str]) -> None:
+    send_event("a", "message", 1)
+    send_event("a", "message", 2)
+
+    response = open_stream(proxy, "channel=a&channel=b%20c", **{"Last-Event-ID": "a:1"})
+
+    assert response["Grip-Hold"] == "stream"
+    channels = response["Grip-Channel"]
+    assert "events-a; prev-id=2; filter=build-id; filter=skip-users" in channels
+    assert "events-b%20c; prev-id=0; filter=build-id" in channels
+    assert "keep-alive" in response["Grip-Keep-Alive"]
+    assert "id_format" in response["Grip-Set-Meta"]
+    # The proxy expands an answer that holds: a percent sign is doubled.
+    assert [(m.type, m.id) for m in read(response)] == [
+        ("stream-open", "a:1,b%%20c:0"),
+        ("message", "a:2,b%%20c:0"),
+    ]
+
+
+def test_next_link_goes_on_from_what_the_proxy_has_handed_over(
+    proxy: dict[str, str],
+) -> None:
+    path = next_path(open_stream(proxy, "channel=a"))
+    send_events(EventSpec("a", "message", n) for n in range(3))
+    drain_outbox()
+
+    response = Client().get(path, headers={**proxy, "Grip-Last": "events-a; last-id=1"})
+
+    assert [m.id for m in read(response)] == ["a:2", "a:3"]
+    assert response["Grip-Hold"] == "stream"
+    assert "prev-id=3" in response["Grip-Channel"]
+
+
+def test_equal_readers_have_equal_links(proxy: dict[str, str]) -> None:
+    paths = {next_path(open_stream(proxy, "channel=a")) for _ in range(3)}
+
+    assert len(paths) == 1
+    assert next_path(open_stream(proxy, "channel=b")) not in paths
+    assert "?" not in paths.pop()
+
+
+def test_page_that_is_not_the_last_links_on_and_does_not_hold(
+    proxy: dict[str, str], settings: Settings
+) -> None:
+    settings.EVENTSTREAM_PAGE_SIZE = 2
+    send_events(EventSpec("a", "message", "100 %") for n in range(5))
+    response = open_stream(proxy, "channel=a", **{"Last-Event-ID": "a:0"})
+    messages = read(response)[1:]
+    pages = 1
+    while "Grip-Hold" not in response:
+        # As text: only what holds is expanded by the proxy.
+        assert messages[-1].data == '"100 %"'
+        response = Client().get(next_path(response), headers=proxy)
+        messages += read(response)
+        pages += 1
+
+    assert pages == 3
+    assert [m.id for m in messages] == [f"a:{n}" for n in range(1, 6)]
+    assert messages[-1].data == '"100 %%"'
+    assert "prev-id=5" in response["Grip-Channel"]
+
+
+def test_answer_too_large_to_hold_links_on(proxy: dict[str, str]) -> None:
+    send_event("a", "message", "x" * 95_000)
+
+    response = open_stream(proxy, "channel=a", **{"Last-Event-ID": "a:0"})
+    following = Client().get(next_path(response), headers=proxy)
+
+    assert "Grip-Hold" not in response
+    assert read(response)[-1].id == "a:1"
+    assert (following["Grip-Hold"], following.content) == ("stream", b"")
+
+
+@pytest.mark.parametrize("what", ["tampered", "expired", "other key"])
+def test_link_that_is_not_good_ends_the_stream_quietly(
+    proxy: dict[str, str], settings: Settings, what: str
+) -> None:
+    now = time.time() - (90_000 if what == "expired" else 0)
+    token = sign_link(Reader(("a",), ""), now=now)
+    if what == "tampered":
+        token = "x" + token[1:]
+    elif what == "other key":
+        settings.SECRET_KEY = "other"
+
+    response = Client().get(f"/events/next/{token}/", headers=proxy)
+
+    assert (response.status_code, response.content) == (200, b"")
+    assert "Grip-Hold" not in response
+    assert "Grip-Link" not in response
+
+
+def test_link_asks_for_permission_again(proxy: dict[str, str]) -> None:
+    user = User.objects.create(username="u")
+    token = sign_link(Reader((f"private-{user.pk}",), str(user.pk)), now=time.time())
+    path = f"/events/next/{token}/"
+    allowed = Client().get(path, headers=proxy)
+    user.is_active = False
+    user.save()
+
+    refused = Client().get(path, headers=proxy)
+
+    assert allowed["Grip-Hold"] == "stream"
+    assert "Grip-Hold" not in refused
+    (message,) = read(refused)
+    assert message.type == "stream-error"
+    assert json.loads(message.data)["condition"] == "forbidden"
+
+
+def test_client_cannot_resume_after_a_stream_error() -> None:
+    response = Client().get("/events/?channel=a", headers={"Last-Event-ID": "error"})
+
+    assert response.status_code == 400
+    assert "Can't resume session after stream-error" in response.content.decode()
+
+
+@pytest.mark.parametrize("value", ["a", "a:x", "a:1,", ":5"])
+def test_position_that_is_none_is_a_stream_error(value: str) -> None:
+    response = Client().get("/events/?channel=a", headers={"Last-Event-ID": value})
+
+    (message,) = read(response)
+    assert message.type == "stream-error"
+    error = json.loads(message.data)
+    assert error["condition"] == "bad-request"
+    assert "is not <channel>:<number>" in error["text"]
+
+
+# --- CORS
+
+
+@pytest.fixture
+def origins(settings: Settings) -> None:
+    settings.EVENTSTREAM_ALLOW_ORIGINS = ["https://a.example"]
+
+
+@pytest.mark.usefixtures("origins")
+def test_allowed_origin_may_read() -> None:
+    response = Client().get("/events/", headers={"Origin": "https://a.example"})
+
+    assert response["Access-Control-Allow-Origin"] == "https://a.example"
+    assert "Access-Control-Allow-Credentials" not in response
+    assert "Origin" in response["Vary"]
+
+
+@pytest.mark.usefixtures("origins")
+def test_other_origin_may_not() -> None:
+    response = Client().get("/events/", headers={"Origin": "https://b.example"})
+
+    assert "Access-Control-Allow-Origin" not in response
+    assert "Origin" in response["Vary"]
+
+
+@pytest.mark.usefixtures("origins")
+def test_preflight_is_answered(settings: Settings) -> None:
+    settings.EVENTSTREAM_ALLOW_CREDENTIALS = True
+    headers = {"Origin": "https://a.example", "Access-Control-Request-Method": "GET"}
+
+    response = Client().options("/events/", headers=headers)
+
+    assert response.status_code == 204
+    assert response["Access-Control-Allow-Methods"] == "GET, OPTIONS"
+    assert response["Access-Control-Allow-Credentials"] == "true"
+    assert "Last-Event-ID" in response["Access-Control-Allow-Headers"]
+
+
+def test_any_origin_is_answered_by_name(settings: Settings) -> None:
+    settings.EVENTSTREAM_ALLOW_ORIGIN = "*"
+
+    response = Client().get("/events/", headers={"Origin": "https://b.example"})
+
+    assert response["Access-Control-Allow-Origin"] == "https://b.example"
+
+
+# --- templates
+
+
+def test_template_tag_gives_the_position() -> None:
+    send_event("a b", "message", 1)
+    template = Template(
+        "{% load eventstream %}{% eventstream_position 'a b' 'c' as p %}{{ p|urlencode }}"
+    )
+
+    assert template.render(Context()) == "a%2520b%3A1%2Cc%3A0"
