@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import router, transaction
+from django.db import connections, router, transaction
 from django.db.models import Min
 
 from eventstream import channelmanager, conf
@@ -219,11 +219,7 @@ def send_events(
     for alias, rows in stored.items():
         _append(alias, rows, has_keys=bool(keys))
     for alias, rows in unstored.items():
-        transaction.on_commit(
-            functools.partial(_publish_unstored, [_as_row(row) for row in rows]),
-            using=alias,
-            robust=True,
-        )
+        _publish_on_commit(alias, [_as_row(row) for row in rows])
     return [
         SentEvent(event.pk, event.channel, alias)
         for (_, event), alias in zip(events, aliases, strict=True)
@@ -415,9 +411,26 @@ def _wake(alias: str, partitions: Collection[int]) -> None:
     get_dispatcher().wake(alias, partitions)
 
 
-def _publish_unstored(rows: list[OutboxRow]) -> None:
-    events_sent_unstored.send_robust(OutboxRow, rows=rows)
-    get_dispatcher().publish_unstored(rows)
+class _UnstoredBatch:
+    """The best-effort events of one transaction: one task, so that their order is kept."""
+
+    def __init__(self, rows: list[OutboxRow]) -> None:
+        self.rows = rows
+
+    def __call__(self) -> None:
+        events_sent_unstored.send_robust(OutboxRow, rows=self.rows)
+        get_dispatcher().publish_unstored(self.rows)
+
+
+def _publish_on_commit(alias: str, rows: list[OutboxRow]) -> None:
+    connection = connections[alias]
+    for savepoints, call, *_ in reversed(connection.run_on_commit):
+        if isinstance(call, _UnstoredBatch):
+            if savepoints == set(connection.savepoint_ids):  # shares the same fate
+                call.rows += rows
+                return
+            break
+    transaction.on_commit(_UnstoredBatch(rows), using=alias, robust=True)
 
 
 def _as_row(event: Event) -> OutboxRow:

@@ -20,8 +20,9 @@ from eventstream import (
 )
 from eventstream.models import Event
 from eventstream.relay import relay_all
+from eventstream.storage import OutboxRow
 from eventstream.testing import drain_outbox
-from tests.support.targets import RecordingTarget
+from tests.support.targets import IdleDispatcher, RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -182,3 +183,29 @@ def test_position_names_each_channel_with_its_last_id() -> None:
     position = get_current_event_id(["b c", "a", "live-x"])
 
     assert position == "a:0,b%20c:1"
+
+
+def test_best_effort_events_of_a_transaction_keep_their_order(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[str]] = []
+
+    class Recorder(IdleDispatcher):
+        def publish_unstored(self, rows: list[OutboxRow]) -> None:
+            batches.append([row.data for row in rows])
+
+    monkeypatch.setattr("eventstream.api.get_dispatcher", Recorder)
+    with transaction.atomic():
+        send_event("live-x", "message", 1)
+        send_event("orders", "message", "stored")
+        send_event("live-y", "message", 2)
+        with transaction.atomic():
+            send_event("live-x", "message", "rolled back")
+            transaction.set_rollback(True)
+        send_event("live-x", "message", 3)
+        with transaction.atomic():
+            send_event("live-x", "message", 4)
+        assert batches == []
+    send_event("live-x", "message", 5)
+
+    assert batches == [["1", "2", "3"], ["4"], ["5"]]

@@ -1,0 +1,1 @@
+"""Proofs of the promise: a model, random histories, deaths at every step, chaos."""
