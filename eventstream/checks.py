@@ -24,6 +24,7 @@ from typing import Any
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections
 from django.db.models.functions import Now
 
@@ -138,8 +139,12 @@ def check_sweep(
 ) -> list[CheckMessage]:
     """Check that beat and a worker are at work. Runs with `check --database`."""
     found: list[CheckMessage] = []
+    try:
+        with_outbox = conf.get_options().databases
+    except ImproperlyConfigured:
+        return found  # check_settings says what is wrong
     for alias in databases or []:
-        if alias not in conf.get_options().databases:
+        if alias not in with_outbox:
             continue
         limit = Now() - datetime.timedelta(seconds=SWEEP_OVERDUE_SECONDS)
         rows = Job.objects.using(alias).filter(name=SWEEP_JOB, finished_at__gte=limit)

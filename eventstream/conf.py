@@ -97,7 +97,7 @@ def _origins(value: object) -> str | None:
 def _redis(value: object) -> str | None:
     if isinstance(value, str):
         schemes = ("redis://", "rediss://", "unix://")
-        if value.startswith(schemes):
+        if not value or value.startswith(schemes):  # "" from an unset variable: none
             return None
         return "must be a redis:// URL, or a dict of redis-py's arguments"
     if value is None or isinstance(value, Mapping):

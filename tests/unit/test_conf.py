@@ -41,6 +41,7 @@ def test_impossible_value_is_an_error_by_check_and_by_use(
     assert found.id == "eventstream.E001"
     assert text in found.msg
     assert found.hint
+    assert checks.check_sweep(None, databases=["default"]) == []
     with pytest.raises(ImproperlyConfigured, match=f"EVENTSTREAM_{name} "):
         conf.get_options()
 
@@ -143,5 +144,6 @@ def test_bus_is_a_url_or_arguments(settings: Settings) -> None:
     assert conf.redis_arguments() == {"url": "redis://h:1/2"}
     settings.EVENTSTREAM_REDIS = {"host": "h"}
     assert conf.redis_arguments() == {"host": "h"}
-    settings.EVENTSTREAM_REDIS = None
-    assert conf.redis_arguments() is None
+    for nothing in (None, ""):
+        settings.EVENTSTREAM_REDIS = nothing
+        assert conf.redis_arguments() is None

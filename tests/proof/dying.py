@@ -1,0 +1,120 @@
+"""`python -m tests.proof.dying POINT`: do one piece of work, and die at a named point of it.
+
+By SIGKILL: nothing is cleaned up, no transaction is ended, no connection is closed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import django
+
+
+class Point(NamedTuple):
+    """Where to die.
+
+    Attributes:
+        work: What is being done: "send", "relay" or "prune".
+        module: Where the function is.
+        path: Its name, or Class.name.
+        is_after: After it returns, rather than before it begins.
+        call: At which call of it.
+    """
+
+    work: str
+    module: str
+    path: str
+    is_after: bool
+    call: int = 1
+
+
+_RELAY = "eventstream.relay"
+_STORAGE = "eventstream.storage"
+
+POINTS = {
+    "sender, row written, not committed": Point(
+        "send", _STORAGE, "DjangoModelStorage.append", True
+    ),
+    "sender, committed, nobody woken": Point("send", "eventstream.api", "_wake", False),
+    "relay, before the lease": Point("relay", _RELAY, "_Relay._acquire", False),
+    "relay, leased": Point("relay", _RELAY, "_Relay._acquire", True),
+    "relay, ids given, not committed": Point(
+        "relay", _STORAGE, "DjangoModelStorage._number", True
+    ),
+    "relay, ids committed": Point(
+        "relay", _STORAGE, "DjangoModelStorage.number_batch", True
+    ),
+    "relay, about to publish": Point("relay", _RELAY, "_Relay._publish", False),
+    "relay, published, not confirmed": Point("relay", _RELAY, "_Relay._publish", True),
+    "relay, confirmed": Point("relay", _RELAY, "_Relay._confirm", True),
+    "relay, second batch published": Point(
+        "relay", _RELAY, "_Relay._publish", True, call=2
+    ),
+    "relay, about to release": Point("relay", _RELAY, "_Relay._release", False),
+    "relay, released, not looked again": Point(
+        "relay", _RELAY, "_Relay._release", True
+    ),
+    "prune, first batch deleted": Point(
+        "prune", _STORAGE, "DjangoModelStorage.prune", True
+    ),
+}
+
+
+def die_at(point: Point) -> None:
+    """Wrap the point's function so that this process dies there."""
+    owner: Any = importlib.import_module(point.module)
+    *outer, name = point.path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    @functools.wraps(original)
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == point.call and not point.is_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if calls == point.call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, dying)
+
+
+def main() -> None:
+    """Do the work, in the database of the environment."""
+    django.setup()
+    from django.conf import settings
+
+    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    settings.EVENTSTREAM_BATCH_SIZE = 3
+    settings.EVENTSTREAM_LEASE_SECONDS = 1.0
+    from django.db import transaction
+
+    from eventstream import EventSpec, jobs, send_events
+    from eventstream.relay import relay_all
+
+    work, name, *rest = sys.argv[1:]
+    if name:
+        die_at(POINTS[name])
+    if work == "send":
+        with transaction.atomic():
+            send_events(EventSpec("orders", "message", text) for text in rest)
+    elif work == "relay":
+        relay_all("default")
+    elif work == "prune":
+        jobs.prune("default", lease_seconds=1)
+    elif work == "sweep":
+        print(jobs.republish("default", lease_seconds=1))
+
+
+if __name__ == "__main__":
+    main()
