@@ -388,9 +388,9 @@ class Hub:
         """Take best-effort events: they get places of this process, and no id."""
         state = self._states.get(name)
         if state is not None and not state.is_reliable:
+            head = state.head
             state.extend(
-                event._replace(eid=state.head + number)
-                for number, event in enumerate(events, 1)
+                [event._replace(eid=head + n) for n, event in enumerate(events, 1)]
             )
 
     def _fill(self, state: ChannelState, wanted: int) -> None:

@@ -143,6 +143,7 @@ def test_position_that_is_not_in_the_log_is_reset(stack: Stack) -> None:
 
 def test_pruned_position_is_reset_and_the_stream_goes_on(stack: Stack) -> None:
     stack.send("pruned", 4)
+    stack.wait_until_numbered("pruned", 4)
     with Stream(f"{stack.url}/events/?channel=pruned").open() as stream:
         stack.send("pruned", 1)  # when it is here, the others are confirmed
         stream.next()
