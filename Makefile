@@ -28,7 +28,10 @@ system: $(STAMP) # what the tests need and pip does not have
 
 test: system ## the whole suite, on real servers that it starts itself; ARGS for pytest
 	$(BIN)/python -m pytest $(ARGS)
-	$(BIN)/python -m tests.support.postgres -- $(BIN)/python -m pytest tests/integration $(ARGS)
+	$(BIN)/python -m tests.support.postgres -- $(BIN)/python -m pytest tests/integration tests/proof/test_histories.py $(ARGS)
+
+mutations: system ## break the code in known ways, on a copy, and see that tests notice
+	$(BIN)/python -m tests.proof.mutations $(ARGS)
 
 lint: $(STAMP) ## ruff, migrations, system checks
 	$(BIN)/ruff check .
@@ -46,4 +49,4 @@ format: $(STAMP) ## let ruff rewrite the code
 clean: ## remove what these targets made
 	rm -rf .venv var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system test lint types format clean
+.PHONY: help venv demo demo-check system test mutations lint types format clean

@@ -25,7 +25,6 @@ _options: dict[str, Any] = {
     "max_retries": MAX_RETRIES,
     "soft_time_limit": get_options().soft_time_limit,
     "time_limit": get_options().time_limit,
-    "queue": get_options().queue,
 }
 
 

@@ -1,0 +1,260 @@
+"""The hub, with a real bus that is made to misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connections
+from pytest_django import Settings
+
+from eventstream import EventSpec, send_events
+from eventstream.hub import Hub, get_hub
+from eventstream.models import EventKind
+from eventstream.reading import Reader
+from eventstream.storage import LogEvent, OutboxRow
+from eventstream.targets.bus import BusTarget
+from eventstream.testing import drain_outbox
+from tests.support.sse import Message, Parser
+from tests.support.valkey import Valkey
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Stream:
+    """A stream of the hub, read event by event."""
+
+    def __init__(self, *channels: str, user_id: str = "", **positions: int) -> None:
+        reader = Reader(tuple(sorted(channels)), user_id, positions)
+        self._chunks = get_hub().stream(reader)
+        self._parser = Parser()
+        self._messages: list[Message] = []
+
+    async def next(self, seconds: float = 5) -> Message:
+        async with asyncio.timeout(seconds):
+            while not self._messages:
+                chunk = await anext(self._chunks)
+                found = self._parser.feed(chunk)
+                self._messages += [m for m in found if m.type != "keep-alive"]
+        return self._messages.pop(0)
+
+    async def ids(self, count: int) -> list[int]:
+        found = [await self.next() for _ in range(count)]
+        return [int(message.id.rpartition(":")[2]) for message in found]
+
+    async def open(self) -> Stream:
+        assert (await self.next()).type == "stream-open"
+        return self
+
+    async def is_silent(self, seconds: float) -> bool:
+        """Say whether nothing comes. The stream is not to be read after that."""
+        try:
+            await self.next(seconds)
+        except TimeoutError:
+            return True
+        return False
+
+    async def close(self) -> None:
+        await self._chunks.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Valkey]:
+    with Valkey() as valkey:
+        yield valkey
+
+
+@pytest.fixture
+async def bus(server: Valkey, settings: Settings) -> AsyncIterator[BusTarget]:
+    """The bus; nothing looks at the log by itself, so that only the hub's care shows."""
+    settings.EVENTSTREAM_REDIS = server.url
+    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    settings.EVENTSTREAM_POLL_INTERVAL = 300
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = "tests.channels.ChannelManager"
+    # Nor is the hub of this process told of what is numbered here.
+    original = Hub._on_numbered
+    Hub._on_numbered = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    target = BusTarget({"url": server.url})
+    yield target
+    Hub._on_numbered = original  # type: ignore[method-assign]
+    await get_hub().close()
+    target.close()
+    await sync_to_async(connections.close_all)()
+
+
+async def send(count: int, channel: str = "orders") -> None:
+    """Have events in the log that nobody has published."""
+
+    def work() -> None:
+        send_events(EventSpec(channel, "message", n) for n in range(count))
+        drain_outbox()
+
+    await sync_to_async(work)()
+
+
+async def publish(bus: BusTarget, *eids: int, channel: str = "orders") -> None:
+    rows = [
+        OutboxRow(0, 0, EventKind.EVENT, channel, eid, "message", str(eid - 1), "")
+        for eid in eids
+    ]
+    items = [item for row in rows for item in bus.encode(row)]
+    await sync_to_async(bus.publish)(items)
+
+
+async def test_live_reader_needs_no_database(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = await Stream("orders").open()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the log was read")
+
+    monkeypatch.setattr(Hub, "_read_log", fail)
+    await publish(bus, 1, 2)
+    await publish(bus, 3)
+
+    assert await stream.ids(3) == [1, 2, 3]
+    await stream.close()
+
+
+async def test_gap_on_the_bus_is_filled_from_the_log(bus: BusTarget) -> None:
+    stream = await Stream("orders").open()
+    await send(5)
+
+    await publish(bus, 1)
+    await publish(bus, 4, 5)
+
+    assert await stream.ids(5) == [1, 2, 3, 4, 5]
+    await stream.close()
+
+
+async def test_repeated_and_overtaken_messages_change_nothing(bus: BusTarget) -> None:
+    stream = await Stream("orders").open()
+    await send(3)
+
+    for eids in ((1, 2), (2, 3), (1,), (3,)):
+        await publish(bus, *eids)
+
+    assert await stream.ids(3) == [1, 2, 3]
+    assert await stream.is_silent(0.3)
+    await stream.close()
+
+
+async def test_what_the_bus_lost_while_it_was_away_is_found(
+    bus: BusTarget, server: Valkey
+) -> None:
+    stream = await Stream("orders").open()
+    server.process.kill()
+    await send(3)  # published to nobody
+    server.start()
+
+    assert await stream.ids(3) == [1, 2, 3]
+    await publish(bus, 4)
+    await send(1)
+    assert await stream.ids(1) == [4]
+    await stream.close()
+
+
+async def test_stream_opens_while_the_bus_is_away(
+    bus: BusTarget, server: Valkey
+) -> None:
+    await send(2)
+    server.process.kill()
+    try:
+        stream = Stream("orders", orders=0)
+
+        assert (await stream.next()).id == "orders:0"
+        assert await stream.ids(2) == [1, 2]
+        await send(1)
+    finally:
+        server.start()
+    assert await stream.ids(1) == [3]
+    await stream.close()
+
+
+async def test_slow_reader_is_put_back_on_the_log_and_misses_nothing(
+    bus: BusTarget, settings: Settings
+) -> None:
+    settings.EVENTSTREAM_QUEUE_LENGTH = 10
+    slow, fast = await Stream("orders").open(), await Stream("orders").open()
+    await send(200)
+    for first in range(1, 201, 5):
+        await publish(bus, *range(first, first + 5))
+    assert await fast.ids(200) == list(range(1, 201))
+
+    assert len(get_hub()._states["orders"].tail) == 10
+    assert await slow.ids(200) == list(range(1, 201))
+    await slow.close()
+    await fast.close()
+
+
+async def test_kicked_reader_gets_nothing_of_what_follows(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+    check = Hub._check_permissions
+
+    async def check_slowly(hub: Hub, subscribers: list[object]) -> None:
+        await asked.wait()
+        await check(hub, subscribers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Hub, "_check_permissions", check_slowly)
+    stream = await Stream("members", user_id="7").open()  # there is no such user
+    kick = OutboxRow(0, 0, EventKind.KICK, "members", None, "kick", "7", "")
+    await sync_to_async(bus.publish)(bus.encode(kick))
+    await publish(bus, 1, channel="members")
+    await asyncio.sleep(0.3)
+    asked.set()
+
+    message = await stream.next()
+    assert (message.type, message.id) == ("stream-error", "error")
+    with pytest.raises(StopAsyncIteration):
+        await stream.next()
+
+
+async def test_best_effort_events_of_one_message_all_arrive(bus: BusTarget) -> None:
+    stream = await Stream("live-x").open()
+    rows = [
+        OutboxRow(0, 0, EventKind.EVENT, "live-x", None, "message", text, "")
+        for text in ("a", "b", "c")
+    ]
+
+    await sync_to_async(bus.publish)([item for r in rows for item in bus.encode(r)])
+
+    assert [(await stream.next()).data for _ in range(3)] == ["a", "b", "c"]
+    await stream.close()
+
+
+async def test_thousand_that_come_back_at_once_share_a_read(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(100)
+    reads = 0
+    read = Hub._in_thread
+
+    async def count(hub: Hub, call: object, *aliases: str) -> object:
+        nonlocal reads
+        reads += 1
+        return await read(hub, call, *aliases)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Hub, "_in_thread", count)
+    streams = [Stream("orders", orders=0) for _ in range(1000)]
+
+    await asyncio.gather(*[stream.open() for stream in streams])
+    found = await asyncio.gather(*[stream.ids(100) for stream in streams])
+
+    assert all(ids == list(range(1, 101)) for ids in found)
+    assert reads <= 6
+    for stream in streams:
+        await stream.close()
+
+
+def test_events_that_do_not_follow_are_not_taken() -> None:
+    from eventstream.hub import ChannelState
+
+    state = ChannelState("orders")
+    state.extend([LogEvent(1, "message", "a", ""), LogEvent(3, "message", "c", "")])
+
+    assert (state.head, [item.place for item in state.tail]) == (1, [1])

@@ -1,0 +1,141 @@
+"""Wake-ups over a real broker: coalesced, bounded in time, never an error to the sender."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from celery import current_app
+from pytest_django import Settings
+
+from eventstream import send_event
+from eventstream.models import Event
+from eventstream.relay import Report, relay_partition
+from eventstream.storage import partition_of
+from eventstream_tasks import dispatch, tasks
+from eventstream_tasks.dispatch import CeleryDispatcher, wake_flag
+from tests.support.processes import free_port
+from tests.support.valkey import Valkey
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+PARTITION = partition_of("orders")
+
+
+def use(url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this server broker and bus, and forget the last one."""
+    settings.EVENTSTREAM_REDIS = url
+    settings.EVENTSTREAM_DISPATCHER = "eventstream_tasks.dispatch.CeleryDispatcher"
+    monkeypatch.setattr(current_app.conf, "broker_url", url)
+    monkeypatch.setattr(current_app.conf, "broker_write_url", url)
+    monkeypatch.setattr(dispatch, "_connections", dispatch._Connections())
+    monkeypatch.setattr(dispatch, "circuit", dispatch._Circuit())
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Valkey]:
+    with Valkey() as valkey:
+        yield valkey
+
+
+@pytest.fixture
+def valkey(
+    server: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Valkey:
+    server.client.flushall()
+    use(server.url, settings, monkeypatch)
+    return server
+
+
+def waiting(valkey: Valkey) -> int:
+    """Return how many tasks wait in the queue."""
+    return int(valkey.client.llen("eventstream"))
+
+
+def test_burst_of_events_wakes_once(valkey: Valkey) -> None:
+    for _ in range(50):
+        send_event("orders", "message", 1)
+
+    assert waiting(valkey) == 1
+    flag = wake_flag("default", PARTITION, "bus")
+    assert 0 < int(valkey.client.ttl(flag)) <= 30
+
+
+def test_task_that_has_begun_leaves_room_for_the_next_wake_up(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that commits while the task reads must be seen by somebody."""
+    seen: list[int] = []
+
+    def relay_while_another_sends(*args: object, **options: bool) -> Report:
+        report = relay_partition(*args, **options)  # type: ignore[arg-type]
+        send_event("orders", "message", "late")
+        seen.append(waiting(valkey))
+        return report
+
+    monkeypatch.setattr(tasks, "relay_partition", relay_while_another_sends)
+    send_event("orders", "message", 1)
+    before = waiting(valkey)
+
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+
+    assert (before, seen) == (1, [2])
+    assert valkey.client.exists(wake_flag("default", PARTITION, "bus"))
+
+
+def test_failed_wake_up_takes_its_flag_back(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConnectionError("no broker")
+
+    monkeypatch.setattr(CeleryDispatcher, "_send", refuse)
+
+    send_event("orders", "message", 1)
+
+    assert not valkey.client.exists(wake_flag("default", PARTITION, "bus"))
+
+
+@pytest.mark.parametrize("way", ["refused", "mute"])
+def test_sender_is_not_held_up_by_a_dead_broker(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)  # takes connections, and never says a word
+        port = listener.getsockname()[1] if way == "mute" else free_port()
+        use(f"redis://127.0.0.1:{port}/0", settings, monkeypatch)
+
+        seconds = []
+        for _ in range(20):
+            began = time.monotonic()
+            send_event("orders", "message", 1)
+            seconds.append(time.monotonic() - began)
+
+    # Half a second for the first step that hangs; then none is tried.
+    assert seconds[0] < 1.2
+    assert max(seconds[1:]) < 0.2
+    assert Event.objects.count() == 20
+    assert dispatch.circuit.failure_count == 1
+
+
+def test_wake_ups_are_tried_again_after_a_pause(
+    server: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.client.flushall()
+    settings.EVENTSTREAM_TASKS_WAKE_PAUSE = 0.2
+    use(f"redis://127.0.0.1:{free_port()}/0", settings, monkeypatch)
+    send_event("orders", "message", 1)
+    circuit = dispatch.circuit
+    assert circuit.is_open()
+    use(server.url, settings, monkeypatch)
+    monkeypatch.setattr(dispatch, "circuit", circuit)
+
+    send_event("orders", "message", 2)
+    assert waiting(server) == 0
+    time.sleep(0.25)
+    send_event("orders", "message", 3)
+
+    assert waiting(server) == 1

@@ -1,0 +1,188 @@
+"""`make mutations`: break the code in each way that is known to lose events, and see red.
+
+Works on a copy. Each mutation names the test that must fail; one that passes all the same
+is reported, and the exit code says so.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.processes import ROOT
+
+COPIED = ["eventstream", "eventstream_tasks", "deploy", "tests", "manage.py", "pyproject.toml"]  # fmt: skip
+
+RELAY = "tests/integration/test_relay.py"
+SENDING = "tests/integration/test_sending.py"
+NUMBERING = "tests/integration/test_numbering.py"
+HISTORIES = "tests/proof/test_histories.py"
+STREAMS = "tests/acceptance/test_streams.py"
+
+
+class Mutation(NamedTuple):
+    """What to change, and which test must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = [
+    Mutation(
+        "confirmed before it is published", "eventstream/relay.py",
+        "self._publish(batch, items)\n                watermark = batch[-1].position\n                self._confirm(watermark, len(batch))",
+        "watermark = batch[-1].position\n                self._confirm(watermark, len(batch))\n                self._publish(batch, items)",
+        HISTORIES,
+    ),
+    Mutation(
+        "published before the ids are committed", "eventstream/relay.py",
+        "    def _drain(self, cursor: Cursor) -> None:\n",
+        "    @transaction.atomic\n    def _drain(self, cursor: Cursor) -> None:\n",
+        f"{RELAY}::test_ids_are_committed_before_anything_is_published",
+    ),
+    Mutation(
+        "no look after releasing", "eventstream/relay.py",
+        "if not self._has_work():", "if True:",
+        f"{RELAY}::test_event_whose_wake_up_found_the_lease_taken_is_not_left_behind",
+    ),
+    Mutation(
+        "confirmed without the lease", "eventstream/relay.py",
+        "            mine = self._rows().filter(lease_token=self._token)\n            confirmed",
+        "            mine = self._rows()\n            confirmed",
+        f"{RELAY}::test_relay_that_lost_its_lease_confirms_nothing",
+    ),
+    Mutation(
+        "cursors made after numbering", "eventstream/relay.py",
+        "        self._ensure_cursors()\n        while",
+        "        self._storage.number_all(self._using, self._partition)\n        self._ensure_cursors()\n        while",
+        f"{RELAY}::test_every_target_gets_every_event_once_in_order",
+    ),
+    Mutation(
+        "a wrong key buries the outbox", "eventstream/targets/grip.py",
+        "frozenset({400, 413, 422})", "frozenset({400, 401, 403, 413, 422})",
+        "tests/unit/test_grip_target.py::test_any_other_answer_is_for_now",
+    ),
+    Mutation(
+        "a refused event is passed over without a dead letter", "eventstream/relay.py",
+        "                self._bury(row, reason)", "                pass",
+        f"{RELAY}::test_refused_event_is_buried_and_the_rest_delivered",
+    ),
+    Mutation(
+        "numbered in descending order", "eventstream/storage.py",
+        "row_number() OVER (ORDER BY b.id) AS place,\n    CASE WHEN b.kind = 0 THEN c.last_eid",
+        "row_number() OVER (ORDER BY b.id DESC) AS place,\n    CASE WHEN b.kind = 0 THEN c.last_eid",
+        NUMBERING,
+    ),
+    Mutation(
+        "positions do not move on", "eventstream/storage.py",
+        "        if count:\n            rows.update(last_position=base + count)",
+        "        if count:\n            rows.update(last_position=base + 1)",
+        NUMBERING,
+    ),
+    Mutation(
+        "prune does not look at the watermark", "eventstream/storage.py",
+        "bound = min(bound, lowest)", "pass",
+        f"{RELAY}::test_prune_leaves_what_a_target_has_not_got",
+    ),
+    Mutation(
+        "prune by age", "eventstream/storage.py",
+        "bound = min(bound, first_young - 1)", "pass",
+        f"{RELAY}::test_prune_makes_no_hole_when_ages_are_inverted",
+    ),
+    Mutation(
+        "a pruned position is passed over in silence", "eventstream/storage.py",
+        "if not events or events[0].eid != eid + 1:", "if not events:",
+        f"{RELAY}::test_position_outside_the_log_is_a_reset",
+    ),
+    Mutation(
+        "woken before the commit", "eventstream/api.py",
+        "    transaction.on_commit(\n        functools.partial(_wake, alias, partitions), using=alias, robust=True\n    )",
+        "    _wake(alias, partitions)",
+        f"{SENDING}::test_nothing_is_published_before_the_commit",
+    ),
+    Mutation(
+        "an error of the dispatcher reaches the sender", "eventstream_tasks/dispatch.py",
+        "        except Exception as error:\n            if not",
+        "        except ZeroDivisionError as error:\n            if not",
+        "tests/integration/test_wake_ups.py",
+    ),
+    Mutation(
+        "the wake-up flag is cleared after the read", "eventstream_tasks/tasks.py",
+        "    clear_wake_flag(using, partition, target)\n    is_retry = self.request.retries > 0\n    report = relay_partition(using, partition, target, force=is_retry)\n",
+        "    is_retry = self.request.retries > 0\n    report = relay_partition(using, partition, target, force=is_retry)\n    clear_wake_flag(using, partition, target)\n",
+        "tests/integration/test_wake_ups.py",
+    ),
+    Mutation(
+        "a kick outside the outbox", "eventstream/api.py",
+        "    with transaction.atomic(using=alias):\n        get_storage().append(alias, [kick])\n        _wake_on_commit(alias, {kick.partition})",
+        "    from eventstream.targets.bus import BusTarget\n    from eventstream.conf import redis_arguments\n    BusTarget(redis_arguments() or {}).publish([])",
+        f"{STREAMS}::test_withdrawn_permission_ends_that_user_s_stream_only",
+    ),
+    Mutation(
+        "the hub takes what does not follow", "eventstream/hub.py",
+        "if event.eid == self.head + 1:", "if event.eid > self.head:",
+        "tests/integration/test_hub.py",
+    ),
+    Mutation(
+        "the hub does not look again when the bus is back", "eventstream/hub.py",
+        "self._hub._spawn(self._look_again())", "pass",
+        "tests/integration/test_hub.py",
+    ),
+    Mutation(
+        "the kicked reader is asked about, and served meanwhile", "eventstream/hub.py",
+        "            subscriber.check_count += 1", "            subscriber.check_count += 0",
+        "tests/integration/test_hub.py",
+    ),
+]  # fmt: skip
+
+
+def is_noticed(mutation: Mutation, directory: Path) -> bool:
+    """Say whether the named test fails on a copy with this change.
+
+    Raises:
+        LookupError: The text to change is not there: the list is out of date.
+    """
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, directory / name, ignore=ignore)
+        else:
+            shutil.copy(source, directory / name)
+    path = directory / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        raise LookupError(f"{mutation.name}: not once in {mutation.file}")
+    path.write_text(text.replace(mutation.old, mutation.new))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
+        cwd=directory, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode not in (0, 1):
+        raise LookupError(f"{mutation.name}: {done.stdout[-2000:]}{done.stderr[-500:]}")
+    return done.returncode == 1
+
+
+def main() -> int:
+    """Try them all; return how many were not noticed."""
+    wanted = sys.argv[1:]
+    missed = 0
+    for mutation in MUTATIONS:
+        if wanted and not any(word in mutation.name for word in wanted):
+            continue
+        with tempfile.TemporaryDirectory(prefix="es-mutant-") as directory:
+            noticed = is_noticed(mutation, Path(directory))
+        missed += not noticed
+        print(f"{'red   ' if noticed else 'MISSED'}  {mutation.name}", flush=True)
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
