@@ -19,6 +19,7 @@ import contextlib
 import functools
 import json
 import logging
+import threading
 import time
 import weakref
 from collections import deque
@@ -244,7 +245,8 @@ class Hub:
         options = conf.get_options()
         self._loop = asyncio.get_running_loop()
         self._states: dict[str, ChannelState] = {}
-        self._pool = ThreadPoolExecutor(options.reader_threads, "eventstream-reader")
+        self._thread_count = options.reader_threads
+        self._pool = ThreadPoolExecutor(self._thread_count, "eventstream-reader")
         self._bus = _Bus(self) if conf.redis_arguments() is not None else None
         self._tasks: list[asyncio.Task[None]] = []
         self._heads: dict[str, dict[int, int]] = {}
@@ -580,9 +582,21 @@ class Hub:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for _ in range(conf.get_options().reader_threads):
-            self._pool.submit(connections.close_all)
-        self._pool.shutdown(wait=False)
+        await asyncio.to_thread(self._close_pool)
+
+    def _close_pool(self) -> None:
+        """Close each reader thread's connections, which only that thread can."""
+        barrier = threading.Barrier(self._thread_count)
+
+        def close_mine() -> None:
+            connections.close_all()
+            # A thread that waits here takes no second turn before the others had one.
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(5)
+
+        for _ in range(self._thread_count):
+            self._pool.submit(close_mine)
+        self._pool.shutdown()
 
 
 class _Bus:
