@@ -578,10 +578,13 @@ class Hub:
         events_numbered.disconnect(self._on_numbered)
         events_sent_unstored.disconnect(self._on_unstored)
         current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks = {task for task in self._tasks if task is not current}
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            # Again and again: redis-py can swallow a cancellation that comes together
+            # with a message.
+            _, tasks = await asyncio.wait(tasks, timeout=0.5)
         await asyncio.to_thread(self._close_pool)
 
     def _close_pool(self) -> None:
