@@ -30,6 +30,9 @@ test: system ## the whole suite, on real servers that it starts itself; ARGS for
 	$(BIN)/python -m pytest $(ARGS)
 	$(BIN)/python -m tests.support.postgres -- $(BIN)/python -m pytest tests/integration tests/proof/test_histories.py $(ARGS)
 
+chaos: system ## the real installation under faults; SECONDS=60, SEED= to repeat a run
+	$(BIN)/python -m tests.proof.chaos $(or $(SECONDS),60) $(SEED)
+
 mutations: system ## break the code in known ways, on a copy, and see that tests notice
 	$(BIN)/python -m tests.proof.mutations $(ARGS)
 
@@ -49,4 +52,4 @@ format: $(STAMP) ## let ruff rewrite the code
 clean: ## remove what these targets made
 	rm -rf .venv var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system test mutations lint types format clean
+.PHONY: help venv demo demo-check system test chaos mutations lint types format clean

@@ -246,7 +246,7 @@ async def test_thousand_that_come_back_at_once_share_a_read(
     found = await asyncio.gather(*[stream.ids(100) for stream in streams])
 
     assert all(ids == list(range(1, 101)) for ids in found)
-    assert reads <= 6
+    assert reads <= 20  # looks at heads included
     for stream in streams:
         await stream.close()
 
