@@ -199,6 +199,10 @@ class Chaos:
         wrong = []
         if state["waiting"]:
             wrong.append(f"{state['waiting']} events are still undelivered")
+            print(await loop.run_in_executor(None, self.stack.run, READ_CURSORS))
+            for process in [*self.workers, self.stack.beat]:
+                if process is not None:
+                    print(f"--- {process.argv[-8:]}\n{process.output()[-2500:]}")
         stored = {text for texts in log.values() for text in texts}
         if missing := committed - stored:
             wrong.append(f"{len(missing)} committed events are not in the log")
@@ -234,6 +238,12 @@ rows = Event.objects.filter(eid__isnull=False).order_by("channel", "eid")
 for channel, data in rows.values_list("channel", "data"):
     log.setdefault(channel, []).append(json.loads(data))
 print(json.dumps(log))
+"""
+
+READ_CURSORS = """
+from eventstream.models import Cursor, Job
+for row in [*Cursor.objects.order_by("target", "partition").values(), *Job.objects.values()]:
+    print(row)
 """
 
 READ_STATE = """
