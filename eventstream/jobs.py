@@ -21,7 +21,13 @@ REPUBLISH = "republish"
 PRUNE = "prune"
 
 
-def republish(using: str, *, lease_seconds: float = 60) -> str | None:
+SWEEP_LEASE = 8.0
+"""Seconds for which a sweep keeps others away. Less than the ten between two sweeps: one
+that died, or is busy with one partition's backlog, must not hold up the next one, which
+passes over the partitions that are leased."""
+
+
+def republish(using: str) -> str | None:
     """Publish whatever is unnumbered or unconfirmed, due and unleased.
 
     Purpose: part of the promise, not a convenience. A wake-up may be lost with the
@@ -38,7 +44,7 @@ def republish(using: str, *, lease_seconds: float = 60) -> str | None:
         text = f"{events} events, {len(reports)} partitions behind, {failed} failed"
         return text, len(reports)
 
-    return _run(using, REPUBLISH, work, lease_seconds=lease_seconds)
+    return _run(using, REPUBLISH, work, lease_seconds=SWEEP_LEASE)
 
 
 def prune(using: str, *, lease_seconds: float = 600) -> str | None:

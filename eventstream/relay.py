@@ -20,8 +20,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from django.db import connections, transaction
-from django.db.models import F, Q, QuerySet
-from django.db.models.functions import Now
+from django.db.models import Exists, F, Q, QuerySet
+from django.db.models.functions import Coalesce, Greatest, Now
 
 from eventstream import conf
 from eventstream.exceptions import (
@@ -39,6 +39,9 @@ from eventstream.targets.base import Item, Target
 logger = logging.getLogger(__name__)
 
 MAX_BACKOFF = 60.0
+STALE_FAILURE = 30.0
+"""Seconds after its due time for which a failure speaks for its target; the sweep comes
+by every ten."""
 NO_TARGET = ""
 """The target of a wake-up that only numbers: where nothing is configured to publish to."""
 
@@ -61,11 +64,14 @@ class Report:
         outcome: How it ended.
         event_count: Rows confirmed; those that the target refused for good count too.
         error: The target's answer, if it failed.
+        has_recovered: The target had been failing and takes events again: whatever waits
+            for it in other partitions is due now.
     """
 
     outcome: Outcome
     event_count: int = 0
     error: str = ""
+    has_recovered: bool = False
 
 
 class _LeaseLostError(EventStreamError):
@@ -152,6 +158,8 @@ class _Relay:
         self._target = target
         self._token = secrets.token_hex(16)
         self._event_count = 0
+        self._was_failing = False
+        self._has_recovered = False
 
     def run(self, *, force: bool) -> Report:
         self._ensure_cursors()
@@ -163,17 +171,20 @@ class _Relay:
                 self._drain(cursor)
             except PublishError as error:
                 self._record_failure(cursor, error)
-                return Report(Outcome.FAILED, self._event_count, str(error))
+                return self._report(Outcome.FAILED, str(error))
             except _LeaseLostError:
                 logger.warning("Lost the lease of %s", cursor)
-                return Report(Outcome.BUSY, self._event_count)
+                return self._report(Outcome.BUSY)
             except BaseException:
                 # A worker's time limit or shutdown: hand the rest on at once.
                 self._release()
                 raise
             self._release()
             if not self._has_work():
-                return Report(Outcome.DONE, self._event_count)
+                return self._report(Outcome.DONE)
+
+    def _report(self, outcome: Outcome, error: str = "") -> Report:
+        return Report(outcome, self._event_count, error, self._has_recovered)
 
     # --- the lease
 
@@ -208,12 +219,28 @@ class _Relay:
         if not force:
             rows = rows.filter(
                 Q(next_attempt__isnull=True) | Q(next_attempt__lte=Now())
-            )
+            ).exclude(Q(attempts=0) & Exists(self._failing_others()))
         # By database time, in one statement: alike on PostgreSQL, SQLite, behind
         # PgBouncer, and whatever this machine's clock says.
         if not rows.update(lease_token=self._token, lease_until=self._lease_end()):
             return None
-        return self._rows().get()
+        cursor = self._rows().get()
+        self._was_failing = cursor.attempts > 0
+        return cursor
+
+    def _failing_others(self) -> QuerySet[Cursor]:
+        """Return this target's other cursors that are known to fail.
+
+        A target that hangs takes a worker several seconds to find out. One of its
+        partitions does so on behalf of all; the others wait, or the workers would be
+        busy with the dead target, and the healthy ones be late.
+        """
+        recent = Now() - datetime.timedelta(seconds=STALE_FAILURE)
+        return self._others().filter(attempts__gt=0, next_attempt__gt=recent)
+
+    def _others(self) -> QuerySet[Cursor]:
+        rows = Cursor.objects.using(self._using).filter(target=self._target.name)
+        return rows.exclude(partition=self._partition)
 
     def _lease_end(self) -> object:
         return Now() + datetime.timedelta(seconds=conf.get_options().lease_seconds)
@@ -224,10 +251,12 @@ class _Relay:
         )
 
     def _not_acquired(self, *, force: bool) -> Report:
-        cursor = None if force else self._rows().first()
-        if cursor is not None and cursor.lease_until is None and cursor.next_attempt:
-            return Report(Outcome.WAITING, self._event_count, cursor.last_error)
-        return Report(Outcome.BUSY, self._event_count)
+        cursor = None if force else self._rows().filter(lease_until=None).first()
+        if cursor is not None:
+            failing = cursor if cursor.attempts else self._failing_others().first()
+            if failing is not None:
+                return self._report(Outcome.WAITING, failing.last_error)
+        return self._report(Outcome.BUSY)
 
     def _has_work(self) -> bool:
         unnumbered = Event.objects.using(self._using).filter(
@@ -318,17 +347,27 @@ class _Relay:
             self._target.publish(items)
         except PublishRejectedError as error:
             rejected = self._bisect(rows, error)
-            if len(rejected) == len(rows) > 1:
-                # Not one in a whole batch is good: the fault is the target's.
-                raise PublishUnavailableError(
-                    f"every one of {len(rows)} events was refused: {error}"
-                ) from error
+            if len(rejected) == len(rows):
+                self._check_target(error)
             for row, reason in rejected:
                 self._bury(row, reason)
         logger.info(
             "Published %s events of partition %s to %s",
             len(rows), self._partition, self._target.name,
         )  # fmt: skip
+
+    def _check_target(self, error: PublishRejectedError) -> None:
+        """See whether the target takes anything at all, before it is said of the events.
+
+        Raises:
+            PublishUnavailableError: It refuses what cannot be wrong, too.
+        """
+        try:
+            self._target.publish(self._target.probe())
+        except PublishRejectedError:
+            raise PublishUnavailableError(
+                f"it refuses whatever is published: {error}"
+            ) from error
 
     def _bisect(
         self, rows: Sequence[OutboxRow], error: PublishRejectedError
@@ -399,6 +438,9 @@ class _Relay:
             )
         if not confirmed:
             raise _LeaseLostError
+        if self._was_failing:
+            self._was_failing, self._has_recovered = False, True
+            self._failing_others().update(next_attempt=None)
         self._event_count += event_count
         events_confirmed.send_robust(
             Cursor,
@@ -428,6 +470,23 @@ class _Relay:
             lease_token="",
             lease_until=None,
         )
+        self._postpone_others(delay)
+
+    def _postpone_others(self, delay: float) -> None:
+        """Have this partition be the next to try its target, and the others hear of it."""
+        options = conf.get_options()
+        delay += options.connect_timeout + options.publish_timeout
+        earliest = Now() + datetime.timedelta(seconds=delay)
+        with transaction.atomic(using=self._using):
+            # In one order, and without those that are locked: another failure is just
+            # postponing them, or they are being tried.
+            others = self._others().filter(attempts__gt=0).order_by("pk")
+            locked = others.select_for_update(skip_locked=True)
+            rows = Cursor.objects.using(self._using).filter(
+                pk__in=list(locked.values_list("pk", flat=True))
+            )
+            due = Coalesce("next_attempt", Now())
+            rows.update(next_attempt=Greatest(due, earliest))
 
 
 def publish_unstored(target_name: str, rows: Sequence[OutboxRow]) -> None:

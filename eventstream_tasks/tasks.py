@@ -8,19 +8,20 @@ from celery import Task, shared_task
 
 from eventstream import conf as core_conf
 from eventstream import jobs
+from eventstream.dispatch import get_dispatcher
 from eventstream.exceptions import PublishUnavailableError
-from eventstream.relay import Outcome, publish_unstored, relay_partition
+from eventstream.relay import Outcome, pending, publish_unstored, relay_partition
 from eventstream.storage import OutboxRow
 from eventstream_tasks.backoff import MAX_RETRIES, retry_delay
 from eventstream_tasks.conf import get_options
 from eventstream_tasks.dispatch import clear_wake_flag
 
-# reject_on_worker_lost would hand a task that kills its worker to the next one, without
-# end. With acks_late alone a worker that dies strands nothing: the sweep comes by.
+# Acknowledged as soon as begun: what is to be done is in the outbox, and a worker that dies
+# strands nothing, as the sweep comes by. Late acknowledgements would bring nothing but
+# their risks: a worker that has one to send when the broker restarts ends with an error.
 _options: dict[str, Any] = {
     "bind": True,
-    "acks_late": True,
-    "reject_on_worker_lost": False,
+    "acks_late": False,
     "ignore_result": True,
     "max_retries": MAX_RETRIES,
     "soft_time_limit": get_options().soft_time_limit,
@@ -32,10 +33,15 @@ _options: dict[str, Any] = {
 def publish(self: Task[Any, Any], using: str, partition: int, target: str) -> None:
     """Relay one partition to one target; retry three times, then leave it to the sweep."""
     clear_wake_flag(using, partition, target)
-    is_retry = self.request.retries > 0
-    report = relay_partition(using, partition, target, force=is_retry)
-    if report.outcome is Outcome.FAILED and self.request.retries < MAX_RETRIES:
-        raise self.retry(countdown=retry_delay(self.request.retries + 1))
+    report = relay_partition(using, partition, target)
+    if report.has_recovered:
+        get_dispatcher().wake(using, {number for number, _ in pending(using)})
+    retries = self.request.retries
+    is_failing = report.outcome is Outcome.FAILED or (
+        report.outcome is Outcome.WAITING and retries > 0
+    )
+    if is_failing and retries < MAX_RETRIES:
+        raise self.retry(countdown=retry_delay(retries + 1))
 
 
 @shared_task(name="eventstream.publish_unstored", **_options)
@@ -55,7 +61,7 @@ def publish_best_effort(
 def republish(self: Task[Any, Any]) -> None:
     """Sweep every outbox."""
     for using in core_conf.get_options().databases:
-        jobs.republish(using, lease_seconds=get_options().time_limit)
+        jobs.republish(using)
 
 
 @shared_task(name="eventstream.prune", **_options)

@@ -6,7 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from eventstream.models import EventKind
 from eventstream.storage import OutboxRow
+
+_PROBE = OutboxRow(0, 0, EventKind.EVENT, "\x7fprobe", None, "message", "", "")
+"""Goes to a channel whose name no channel can have."""
 
 
 class Item(NamedTuple):
@@ -46,6 +50,10 @@ class Target(ABC):
             PublishUnavailableError: Not now; perhaps accepted all the same.
             PublishRejectedError: At least one item will never be accepted.
         """
+
+    def probe(self) -> list[Item]:
+        """Return items that a sound target accepts, and that reach nobody."""
+        return self.encode(_PROBE)
 
     def close(self) -> None:  # noqa: B027  most targets hold nothing
         """Drop connections, for instance after a fork."""

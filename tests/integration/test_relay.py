@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import threading
+from collections import Counter
 
 import pytest
 from django.db import connections
@@ -218,16 +219,79 @@ def test_refused_event_is_buried_and_the_rest_delivered(targets: Targets) -> Non
     assert pending("default") == []
 
 
-def test_target_that_refuses_everything_is_at_fault_itself(targets: Targets) -> None:
-    targets["a"].poison = {"0", "1", "2"}
-    send(3)
+@pytest.mark.parametrize("count", [1, 3])
+def test_target_that_refuses_everything_is_at_fault_itself(
+    targets: Targets, count: int
+) -> None:
+    targets["a"].refuses_all = True
+    send(count)
 
     report = relay_partition("default", PARTITION, "a")
 
     assert report.outcome is Outcome.FAILED
-    assert "every one of 3 events was refused" in report.error
+    assert "it refuses whatever is published: bad content" in report.error
     assert not DeadLetter.objects.exists()
     assert cursor("a").watermark == 0
+
+
+def test_batch_of_nothing_but_refused_events_holds_up_nothing(
+    targets: Targets,
+) -> None:
+    targets["a"].poison = {"0", "1"}
+    send(2)
+
+    relay_all("default")
+
+    assert DeadLetter.objects.count() == 2
+    assert pending("default") == []
+
+
+def test_one_partition_tries_a_failing_target_for_all(targets: Targets) -> None:
+    targets["a"].is_down = True
+    tried: list[object] = []
+    targets["a"].before = lambda: tried.append(1)
+    for number in range(20):
+        send_event(f"room-{number}", "message", number)
+
+    reports = relay_all("default")
+
+    assert len(tried) == 1
+    outcomes = Counter(r.outcome for (_, name), r in reports.items() if name == "a")
+    assert outcomes[Outcome.FAILED] == 1
+    assert outcomes[Outcome.WAITING] == len(reports) // 2 - 1
+    assert sum(len(targets["b"].ids(f"room-{number}")) for number in range(20)) == 20
+
+
+def test_partitions_that_fail_together_try_again_one_by_one(targets: Targets) -> None:
+    targets["a"].is_down = True
+    for number in range(20):
+        send_event(f"room-{number}", "message", number)
+    relay_all("default", force=True)
+    failing = Cursor.objects.filter(target="a", attempts=1)
+    assert failing.count() > 5
+    first, second = failing.order_by("next_attempt")[:2]
+
+    # What a hanging target takes to be found hanging lies between the two.
+    assert first.next_attempt is not None
+    assert second.next_attempt is not None
+    assert (second.next_attempt - first.next_attempt).total_seconds() > 5
+
+
+def test_target_that_is_back_is_due_in_every_partition(targets: Targets) -> None:
+    targets["a"].is_down = True
+    for number in range(20):
+        send_event(f"room-{number}", "message", number)
+    relay_all("default", force=True)
+    targets["a"].is_down = False
+    Cursor.objects.filter(target="a").update(next_attempt=Now() + ago(3600))
+    prober = Cursor.objects.filter(target="a", attempts=1)[0].partition
+    Cursor.objects.filter(partition=prober).update(next_attempt=Now() - ago(1))
+
+    report = relay_partition("default", prober, "a")
+
+    assert report.has_recovered
+    relay_all("default")
+    assert pending("default") == []
 
 
 def test_target_back_after_a_while_gets_the_newest_of_each_channel(

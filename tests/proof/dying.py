@@ -113,7 +113,8 @@ def main() -> None:
     elif work == "prune":
         jobs.prune("default", lease_seconds=1)
     elif work == "sweep":
-        print(jobs.republish("default", lease_seconds=1))
+        jobs.SWEEP_LEASE = 1.0
+        print(jobs.republish("default"))
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the wake-up flag is cleared after the read", "eventstream_tasks/tasks.py",
-        "    clear_wake_flag(using, partition, target)\n    is_retry = self.request.retries > 0\n    report = relay_partition(using, partition, target, force=is_retry)\n",
-        "    is_retry = self.request.retries > 0\n    report = relay_partition(using, partition, target, force=is_retry)\n    clear_wake_flag(using, partition, target)\n",
+        "    clear_wake_flag(using, partition, target)\n    report = relay_partition(using, partition, target)\n",
+        "    report = relay_partition(using, partition, target)\n    clear_wake_flag(using, partition, target)\n",
         "tests/integration/test_wake_ups.py",
     ),
     Mutation(

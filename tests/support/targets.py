@@ -19,6 +19,7 @@ class RecordingTarget(Target):
         batches: How many items each accepted call had.
         is_down: Fail every call.
         poison: Refuse, for good, any call with one of these data.
+        refuses_all: Refuse whatever comes, as a proxy with a wrong route does.
         before: Called before each call is answered.
     """
 
@@ -28,6 +29,7 @@ class RecordingTarget(Target):
         self.batches: list[int] = []
         self.is_down = False
         self.poison: set[str] = set()
+        self.refuses_all = False
         self.before: Callable[[], object] = lambda: None
 
     def encode(self, row: OutboxRow) -> list[Item]:
@@ -40,7 +42,7 @@ class RecordingTarget(Target):
         if self.is_down:
             raise PublishUnavailableError(f"{self.name} is down")
         decoded = [tuple(json.loads(item.body)) for item in items]
-        if any(data in self.poison for _, _, data in decoded):
+        if self.refuses_all or any(data in self.poison for _, _, data in decoded):
             raise PublishRejectedError("bad content", status=400)
         self.received += decoded
         self.batches.append(len(items))
