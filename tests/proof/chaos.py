@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.postgres import Postgres, postgres
-from tests.support.processes import Process, free_port, python
+from tests.support.processes import ROOT, Process, free_port, python
 from tests.support.sse import Crowd
 from tests.support.stack import Stack
 
@@ -28,6 +28,7 @@ CHANNELS = [f"room-{n}" for n in range(8)]
 CLIENTS = 80
 WRITERS = 3
 RECOVERY_SECONDS = 90.0
+LOGS = ROOT / "var" / "chaos"
 
 WRITER = """
 import json, random, sys, time
@@ -85,6 +86,14 @@ class Chaos:
         self.second_port = free_port()
         self.webs: dict[int, Process] = {}
         self.workers: list[Process] = []
+
+    def save_logs(self, directory: Path) -> None:
+        """Write down what each process said that was running at the end."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for number, process in enumerate([*self.workers, *self.webs.values()]):
+            (directory / f"{number}.log").write_text(process.output())
+        if self.stack.beat is not None:
+            (directory / "beat.log").write_text(self.stack.beat.output())
 
     def start(self) -> None:
         for port in (self.stack.web_port, self.second_port):
@@ -200,9 +209,6 @@ class Chaos:
         if state["waiting"]:
             wrong.append(f"{state['waiting']} events are still undelivered")
             print(await loop.run_in_executor(None, self.stack.run, READ_CURSORS))
-            for process in [*self.workers, self.stack.beat]:
-                if process is not None:
-                    print(f"--- {process.argv[-8:]}\n{process.output()[-2500:]}")
         stored = {text for texts in log.values() for text in texts}
         if missing := committed - stored:
             wrong.append(f"{len(missing)} committed events are not in the log")
@@ -295,6 +301,8 @@ def main() -> int:
             chaos = Chaos(stack, server, seed)
             chaos.start()
             wrong = asyncio.run(chaos.run(seconds))
+            if wrong:
+                chaos.save_logs(LOGS)
         finally:
             stack.close()
     for name, count in sorted(chaos.counts.items()):
