@@ -2,16 +2,20 @@
 
 ES_DB     postgres://user@host:port/name; without it a SQLite file, ES_SQLITE or a new one
 ES_REDIS  URL of the bus and broker; without it there is neither
-ES_GRIP   GRIP_URL
+ES_GRIP   GRIP_URL; several, with spaces between them, become GRIP_PROXIES
+ES_SET    JSON of more settings
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from gripcontrol import parse_grip_uri
 
 SECRET_KEY = "tests-only-0123456789-0123456789-0123456789"
 DEBUG = False
@@ -67,6 +71,7 @@ def _database(suffix: str = "") -> dict[str, Any]:
             "PORT": parts.port,
             "USER": parts.username or "postgres",
             "NAME": parts.path.lstrip("/"),
+            "DISABLE_SERVER_SIDE_CURSORS": True,  # there may be a PgBouncer between
             "TEST": {"NAME": f"test_{os.getpid()}{suffix}"},
         }
     path = os.environ.get("ES_SQLITE")
@@ -90,7 +95,9 @@ def _database(suffix: str = "") -> dict[str, Any]:
 DATABASES = {"default": _database(), "other": _database("_other")}
 
 EVENTSTREAM_REDIS = os.environ.get("ES_REDIS")
-GRIP_URL = os.environ.get("ES_GRIP")
+_proxies = os.environ.get("ES_GRIP", "").split()
+GRIP_URL = _proxies[0] if len(_proxies) == 1 else None
+GRIP_PROXIES = [parse_grip_uri(uri) for uri in _proxies] if len(_proxies) > 1 else []
 EVENTSTREAM_CHANNELMANAGER_CLASS = "tests.channels.ChannelManager"
 EVENTSTREAM_NEXT_LINK_TIMEOUT = int(os.environ.get("ES_LINK_TIMEOUT", "60"))
 # Nothing but Django: without any bus or proxy a check warns, rightly.
@@ -109,3 +116,5 @@ CELERY_BEAT_MAX_LOOP_INTERVAL = 1
 
 if not EVENTSTREAM_REDIS:
     EVENTSTREAM_DISPATCHER = "eventstream.dispatch.InlineDispatcher"
+
+globals().update(json.loads(os.environ.get("ES_SET", "{}")))

@@ -183,11 +183,17 @@ class Reader:
     name: str
     ids: list[int] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     resets: int = 0
+    reset_from: dict[int, int] = field(default_factory=dict)
     errors: int = 0
+    refusals: int = 0
     reconnects: int = 0
+    catch_ups: int = 0
     last_id: str = ""
+    owner: str = ""
+    cookie: str = ""
     is_open: bool = False
 
     def faults(self, first: int, last: int) -> str:
@@ -212,6 +218,7 @@ class Crowd:
         self._path = path
         self.readers = [Reader(name) for name in channels]
         self.headers: dict[str, dict[str, str]] = {}
+        self.stops_when_refused = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, *, per_second: int = 400, within: float = 60) -> None:
@@ -253,7 +260,7 @@ class Crowd:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self, reader: Reader) -> None:
-        while True:
+        while not (self.stops_when_refused and reader.refusals):
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, EOFError):
                 await self._connect(reader)
             reader.reconnects += 1
@@ -266,6 +273,8 @@ class Crowd:
             query = urllib.parse.urlencode({"channel": reader.name})
             lines = [f"GET {self._path}?{query} HTTP/1.1", f"Host: {host}:{port}"]
             headers = dict(self.headers.get(reader.name, {}))
+            if reader.cookie:
+                headers["Cookie"] = reader.cookie
             if reader.last_id:
                 headers["Last-Event-ID"] = reader.last_id
             lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -293,18 +302,26 @@ class Crowd:
 
     def _take(self, reader: Reader, messages: Iterable[Message]) -> None:
         now = time.time()
+        is_opening = False
         for message in messages:
             reader.last_id = message.id
             if message.type == "stream-open":
-                reader.is_open = True
+                reader.is_open = is_opening = True
             elif message.type == "stream-reset":
                 reader.resets += 1
+                position = int(message.id.rpartition(":")[2])
+                reader.reset_from[len(reader.ids)] = position
             elif message.type == "stream-error":
                 reader.errors += 1
+                reader.refusals += 1
                 reader.last_id = ""
             elif message.type != "keep-alive":
                 reader.ids.append(int(message.id.rpartition(":")[2]))
                 reader.data.append(message.data)
+                reader.times.append(now)
+                if is_opening:
+                    reader.catch_ups += 1
+                    is_opening = False
                 with contextlib.suppress(ValueError):
                     sent_at = float(message.data.strip('"'))
                     if abs(now - sent_at) < 3600:

@@ -1,0 +1,1 @@
+"""`make chaos SECONDS=60 SEED=…`: the real installation, under faults, judged at the end."""

@@ -1,0 +1,295 @@
+"""The processes of a chaos run, and what can happen to them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import psycopg
+import redis
+
+from tests.support.fault_proxy import FaultProxy, Mode
+from tests.support.grip_endpoint import GripEndpoint
+from tests.support.pgbouncer import PgBouncer
+from tests.support.postgres import Postgres
+from tests.support.processes import Process, free_port, is_listening, python
+from tests.support.pushpin import KEY, Pushpin
+from tests.support.stack import WORKER, Stack
+from tests.support.valkey import Valkey
+
+PRUNE_AFTER = 45.0
+"""Seconds after which the runs prune; clients that are away for longer are reset."""
+
+PRUNE = f"""
+from eventstream.storage import get_storage
+from eventstream.targets import get_targets
+storage = get_storage()
+print(sum(
+    storage.prune("default", p, retention={PRUNE_AFTER}, targets=list(get_targets()))
+    for p in storage.partitions("default")
+))
+"""
+
+KICK = """
+from django.contrib.auth import get_user_model
+from django.db import transaction
+from eventstream import channel_permission_changed
+user = get_user_model().objects.get(pk={pk})
+with transaction.atomic():
+    user.groups.clear()
+    channel_permission_changed(user, "members")
+"""
+
+
+class Installation:
+    """Two of everything, with a fault proxy on each of five links.
+
+    Web 1, worker 1 and the writers reach Valkey through a fault proxy, web 1 and worker 1
+    PostgreSQL, too; web 2 and worker 2 go through PgBouncer. Worker 2's clock is an hour
+    ahead, worker 1's lease one second. A third proxy only records what is published.
+    """
+
+    def __init__(self, server: Postgres, chance: random.Random) -> None:
+        self._exits = contextlib.ExitStack()
+        self.server = server
+        self.chance = chance
+        self.members: list[int] = []
+        self.kicked: dict[int, float] = {}
+        self.ended: list[str] = []
+        self._busy = threading.Lock()
+        url = server.create_database("chaos")
+        self.recorder = self._exits.enter_context(GripEndpoint())
+        self.stack = Stack(database_url=url)
+        self._exits.callback(self.stack.close)
+        valkey = self.stack.valkey
+        assert valkey is not None
+        self.valkey = valkey
+        self.bouncer = PgBouncer(server.port)
+        self._exits.callback(self.bouncer.close)
+        self.web_ports = (self.stack.web_port, free_port())
+        self.links: dict[str, FaultProxy] = {}
+        for name, port in {
+            "Valkey": valkey.port,
+            "PostgreSQL": server.port,
+            "web 1": self.web_ports[0],
+        }.items():
+            self._link(name, port)
+        self.pushpins = [
+            Pushpin(self.links["web 1"].port),
+            Pushpin(self.web_ports[1]),
+        ]
+        for pushpin in self.pushpins:
+            self._exits.callback(pushpin.close)
+        self._link("Pushpin 1's publish port", self.pushpins[0].config.publish_port)
+        self._link("Pushpin 1's clients", self.pushpins[0].port)
+        publish_port = self.links["Pushpin 1's publish port"].port
+        proxies = [
+            f"http://127.0.0.1:{publish_port}/?key={KEY}",
+            self.pushpins[1].grip_url,
+            self.recorder.url,
+        ]
+        shared = {"ES_GRIP": " ".join(proxies), "ES_LINK_TIMEOUT": "10"}
+        far_valkey = f"redis://127.0.0.1:{self.links['Valkey'].port}/0"
+        far_database = f"postgres://postgres@127.0.0.1:{self.links['PostgreSQL'].port}/chaos"  # fmt: skip
+        self.stack.env |= shared
+        self.far = {**self.stack.env, "ES_REDIS": far_valkey, "ES_DB": far_database}
+        self.far["ES_SET"] = '{"EVENTSTREAM_LEASE_SECONDS": 1}'
+        self.pooled = {**self.stack.env, "ES_DB": self.bouncer.url_of(url)}
+        self.writing = {**self.stack.env, "ES_REDIS": far_valkey}
+        self.processes: dict[str, Process] = {}
+        self._url = url
+
+    def _link(self, name: str, port: int) -> None:
+        self.links[name] = FaultProxy(port)
+        self._exits.callback(self.links[name].close)
+
+    # --- starting
+
+    def start(self) -> None:
+        for name in self._commands():
+            self.processes[name] = self._start(name)
+        for name, process in self.processes.items():
+            is_ready = partial(self._is_ready, name)
+            process.wait_until(is_ready, f"{name} is ready", timeout=60)
+
+    def _commands(self) -> dict[str, tuple[list[str], dict[str, str]]]:
+        def web(port: int) -> list[str]:
+            return [
+                "-m", "uvicorn", "tests.asgi:application", "--port", str(port),
+                "--timeout-graceful-shutdown", "2", "--log-level", "warning",
+            ]  # fmt: skip
+
+        worker = ["-m", "celery", "-A", "tests", "worker", *WORKER]
+        beat = ["-m", "celery", "-A", "tests", "beat", "-l", "INFO", "--pidfile="]
+        return {
+            "web 1": (web(self.web_ports[0]), self.far),
+            "web 2": (web(self.web_ports[1]), self.pooled),
+            "worker 1": ([*worker, "-n", "one@%h"], self.far),
+            "worker 2": ([*worker, "-n", "two@%h"], self.pooled),
+            "beat 1": (beat, self.stack.env),
+            "beat 2": (beat, self.pooled),
+        }
+
+    def _start(self, name: str) -> Process:
+        arguments, env = self._commands()[name]
+        if name == "worker 2":
+            faketime = shutil.which("faketime")
+            assert faketime, "faketime is missing: apt-get install faketime"
+            env = {**env, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+            argv = [faketime, "-f", "+1h", sys.executable, *arguments]
+            return self._exits.enter_context(Process(argv, env=env))
+        return self._exits.enter_context(python(*arguments, env=env))
+
+    def _is_ready(self, name: str) -> bool:
+        words = {"worker": "ready.", "beat": "beat: Starting"}
+        word = words.get(name.split()[0])
+        if word:
+            return word in self.processes[name].output()
+        return is_listening(self.web_ports[int(name[-1]) - 1])
+
+    def revive(self) -> None:
+        """Start again what has ended by itself, as every installation's supervisor does."""
+        with self._busy:
+            for name, process in self.processes.items():
+                if not process.is_running:
+                    self.ended.append(f"{name}: {process.output()[-1500:]}")
+                    self.processes[name] = self._start(name)
+
+    # --- faults
+
+    def faults(self) -> dict[str, Callable[[], None]]:
+        """Return everything that can happen, by name."""
+        found: dict[str, Callable[[], None]] = {}
+        for name in self.processes:
+            found[f"{name.split()[0]} killed"] = partial(self._kill, name.split()[0])
+            found[f"{name.split()[0]} frozen"] = partial(self._freeze, name.split()[0])
+        for kind in ("web", "worker"):
+            found[f"{kind} terminated"] = partial(self._terminate, kind)
+        found |= {
+            "Valkey killed": self._kill_valkey,
+            "Valkey frozen": partial(self._pause, self.valkey),
+            "Valkey flushed": lambda: self._valkey("FLUSHALL"),
+            "Valkey at maxmemory": self._fill_valkey,
+            "Pushpin killed": self._kill_pushpin,
+            "Pushpin frozen": lambda: self._pause(self.chance.choice(self.pushpins)),
+            "PostgreSQL restarted": self._restart_postgres,
+            "connections terminated": self._terminate_connections,
+            "PgBouncer restarted": self._restart_bouncer,
+            "long transaction": self._long_transaction,
+            "pruned": lambda: print("    pruned", self.stack.run(PRUNE).strip()),
+            "kick": self.kick,
+            "publish endpoint hangs": self._hang_recorder,
+        }
+        for mode in Mode:
+            if mode is not Mode.PASS:
+                found[f"link: {mode.value}"] = partial(self._break_link, mode)
+        return found
+
+    def order(self) -> Iterator[str]:
+        """Give the names of faults, each as often as any other, in random order."""
+        while True:
+            names = sorted(self.faults())
+            self.chance.shuffle(names)
+            yield from names
+
+    def _pick(self, kind: str) -> str:
+        return self.chance.choice([n for n in self.processes if n.startswith(kind)])
+
+    def _kill(self, kind: str) -> None:
+        name = self._pick(kind)
+        with self._busy:
+            self.processes[name].kill()
+            self.processes[name] = self._start(name)
+
+    def _terminate(self, kind: str) -> None:
+        name = self._pick(kind)
+        with self._busy:
+            self.processes[name].stop()
+            self.processes[name] = self._start(name)
+
+    def _freeze(self, kind: str) -> None:
+        process = self.processes[self._pick(kind)]
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(self.chance.uniform(0.5, 3))
+        process.send_signal(signal.SIGCONT)
+
+    def _pause(self, part: Pushpin | Valkey) -> None:
+        process = part.process
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(self.chance.uniform(0.5, 2))
+        process.send_signal(signal.SIGCONT)
+
+    def _valkey(self, *command: str) -> None:
+        with contextlib.suppress(redis.RedisError):
+            self.valkey.client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def _kill_valkey(self) -> None:
+        self.valkey.process.kill()
+        time.sleep(self.chance.uniform(0.2, 3))
+        self.valkey.start()
+
+    def _fill_valkey(self) -> None:
+        self._valkey("CONFIG", "SET", "maxmemory", "100kb")
+        time.sleep(self.chance.uniform(1, 3))
+        self._valkey("CONFIG", "SET", "maxmemory", "0")
+
+    def _kill_pushpin(self) -> None:
+        pushpin = self.chance.choice(self.pushpins)
+        pushpin.process.kill()
+        time.sleep(self.chance.uniform(0.2, 2))
+        pushpin.start()
+
+    def _restart_postgres(self) -> None:
+        self.server.process.stop()
+        self.server.start()
+
+    def _terminate_connections(self) -> None:
+        with psycopg.connect(self.server.url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = 'chaos' AND pid <> pg_backend_pid()"
+            )
+
+    def _restart_bouncer(self) -> None:
+        self.bouncer.process.stop()
+        self.bouncer.start()
+
+    def _long_transaction(self) -> None:
+        """Leave a snapshot open for 8 s, as a report or a dump does."""
+
+        def hold() -> None:
+            with contextlib.suppress(psycopg.Error), psycopg.connect(self._url) as held:
+                held.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                held.execute("SELECT count(*) FROM eventstream_event")
+                time.sleep(8)
+
+        threading.Thread(target=hold, daemon=True).start()
+
+    def _hang_recorder(self) -> None:
+        self.recorder.hang.set()
+        time.sleep(self.chance.uniform(1, 8))
+        self.recorder.hang.clear()
+
+    def kick(self) -> None:
+        left = [pk for pk in self.members if pk not in self.kicked]
+        if left:
+            pk = self.chance.choice(left)
+            self.stack.run(KICK.format(pk=pk))
+            self.kicked[pk] = time.time()
+
+    def _break_link(self, mode: Mode) -> None:
+        name = self.chance.choice(sorted(self.links))
+        print(f"    {name}", flush=True)
+        self.links[name].set_mode(mode)
+        time.sleep(self.chance.uniform(1, 4))
+        self.links[name].set_mode(Mode.PASS)
+
+    def close(self) -> None:
+        self._exits.close()

@@ -1,0 +1,267 @@
+"""What was sent, what is in the log, what everybody received: is the promise kept?"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.support.sse import Crowd, Reader
+
+SLOW = 1.0
+"""Seconds that a sender may wait because of anything but the database."""
+
+READ_LOG = """
+import json
+from eventstream.models import Channel, Event
+rows = Event.objects.filter(position__isnull=False).order_by("partition", "position")
+names = "id", "partition", "position", "kind", "channel", "eid", "data"
+heads = dict(Channel.objects.values_list("name", "last_eid"))
+print(json.dumps({"rows": list(rows.values_list(*names)), "heads": heads}))
+"""
+
+
+@dataclass
+class Row:
+    """A numbered row of the outbox."""
+
+    id: int
+    partition: int
+    position: int
+    kind: int
+    channel: str
+    eid: int | None
+    data: str
+
+
+@dataclass
+class Evidence:
+    """Everything that is known at the end.
+
+    Attributes:
+        crowds: The clients, by a name of the holder and the kind of channel.
+        records: What the writers wrote down.
+        rows: The log.
+        heads: The last event id of each channel.
+        recorded: Publish items that the recording proxy accepted, in order.
+        kicked: User → when the kick was committed.
+        faults: (name, began, ended) of each fault.
+    """
+
+    crowds: dict[str, Crowd]
+    records: list[dict[str, Any]]
+    rows: list[Row]
+    heads: dict[str, int]
+    recorded: list[dict[str, Any]]
+    kicked: dict[int, float]
+    faults: list[tuple[str, float, float]]
+    pruned_at: float
+    prune_after: float
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def read_records(files: list[Path]) -> list[dict[str, Any]]:
+    """Return what the writers wrote down; a line that was cut off is left out."""
+    records = []
+    for path in files:
+        for line in path.read_text().splitlines():
+            records.append(json.loads(line))
+    return records
+
+
+def judge(seen: Evidence) -> list[str]:
+    """Return what is wrong, nothing if all is well."""
+    wrong: list[str] = []
+    payloads = _payloads(seen, wrong)
+    _check_senders(seen, payloads, wrong)
+    _check_readers(seen, payloads, wrong)
+    _check_kicks(seen, wrong)
+    _count(seen)
+    return wrong
+
+
+def _payloads(seen: Evidence, wrong: list[str]) -> dict[tuple[str, int], str]:
+    """Return the data of each (channel, id); there must be one, wherever it was seen."""
+    payloads: dict[tuple[str, int], str] = {}
+
+    def take(channel: str, eid: int, data: str, where: str) -> None:
+        text = data.strip('"')
+        known = payloads.setdefault((channel, eid), text)
+        if known != text:
+            wrong.append(f"{where}: {channel}:{eid} is {text!r}, elsewhere {known!r}")
+
+    for row in seen.rows:
+        if row.eid is not None:
+            take(row.channel, row.eid, row.data, "log")
+    for item in seen.recorded:
+        name = item["channel"].removeprefix("events-")
+        if "id" in item and item["id"].isdecimal():
+            content = item["http-stream"]["content"]
+            data = content.partition("data: ")[2].partition("\n")[0]
+            take(name, int(item["id"]), data, "recording proxy")
+            seen.counts["published to the recording proxy"] += 1
+    for where, crowd in seen.crowds.items():
+        for reader in crowd.readers:
+            for eid, data in zip(reader.ids, reader.data, strict=True):
+                take(reader.name, eid, data, where)
+    return payloads
+
+
+def _check_senders(
+    seen: Evidence, payloads: dict[tuple[str, int], str], wrong: list[str]
+) -> None:
+    found: dict[str, tuple[str, int]] = {}
+    for place, text in sorted(payloads.items()):
+        if text in found:
+            wrong.append(f"{text!r} is {found[text]} and {place}: one event, two ids")
+        found[text] = place
+    in_log = {row.data.strip('"') for row in seen.rows}
+    committed: dict[str, str] = {}
+    rolled_back = set()
+    for record in seen.records:
+        for channel, text in record["sent"]:
+            if record["outcome"] == "committed":
+                committed[text] = channel
+                is_old = record["ended"] < seen.pruned_at - seen.prune_after + 1
+                if text not in in_log and not is_old:
+                    wrong.append(f"{text!r} was committed and is not in the log")
+            elif record["outcome"] == "rolled back":
+                rolled_back.add(text)
+    for text, channel in committed.items():
+        if text not in found:
+            wrong.append(f"{text!r} was committed, and nobody has it")
+        elif found[text][0] != channel:
+            wrong.append(f"{text!r} was sent to {channel} and is in {found[text][0]}")
+    for text in rolled_back & found.keys():
+        wrong.append(f"{text!r} was rolled back, and is {found[text]}")
+    last: dict[tuple[str, str], int] = {}
+    for (channel, eid), text in sorted(payloads.items()):
+        writer, _, number = text.partition("-")
+        if last.get((channel, writer), 0) > int(number):
+            wrong.append(
+                f"{channel}:{eid} {text!r} comes after a later one of {writer}"
+            )
+        last[channel, writer] = int(number)
+    outages = [(a - 1, b + 1) for name, a, b in seen.faults if _stops_database(name)]
+    slow = []
+    for record in seen.records:
+        a, b = record["began"], record["ended"]
+        if not any(a < end and b > begin for begin, end in outages):
+            slow.append(record["took"])
+            if record["took"] > SLOW:
+                wrong.append(f"a transaction took {record['took']:.2f} s to send")
+    seen.counts["slowest sender, ms"] = round(1000 * max(slow, default=0))
+    seen.counts["events committed"] = len(committed)
+    seen.counts["events rolled back"] = len(rolled_back)
+
+
+def _stops_database(fault: str) -> bool:
+    return fault in ("PostgreSQL restarted", "connections terminated")
+
+
+def _check_readers(
+    seen: Evidence, payloads: dict[tuple[str, int], str], wrong: list[str]
+) -> None:
+    for where, crowd in seen.crowds.items():
+        for reader in crowd.readers:
+            if fault := _gap(reader):
+                wrong.append(f"{where}: {reader.name}: {fault}")
+            head = seen.heads.get(reader.name, 0)
+            if not crowd.stops_when_refused and (reader.ids or [0])[-1] != head:
+                wrong.append(f"{where}: {reader.name} ends before {head}")
+            if reader.refusals and not crowd.stops_when_refused:
+                wrong.append(f"{where}: {reader.name} was refused")
+            seen.counts[f"reconnects, {where}"] += reader.reconnects
+            seen.counts["catch-ups"] += reader.catch_ups
+            seen.counts["resets"] += reader.resets
+            seen.counts["deliveries"] += len(reader.ids)
+        if crowd.readers and not any(r.ids for r in crowd.readers):
+            wrong.append(f"{where}: nobody received anything")
+
+
+def _gap(reader: Reader) -> str:
+    last = 0
+    for index, eid in enumerate(reader.ids):
+        if index in reader.reset_from:
+            last = reader.reset_from[index]
+        if eid != last + 1:
+            return f"{eid} follows {last}"
+        last = eid
+    return ""
+
+
+def _check_kicks(seen: Evidence, wrong: list[str]) -> None:
+    """A kicked user's streams end, and bring nothing that follows the kick in the log."""
+    limits: dict[str, int] = {}
+    eid = 0
+    for row in seen.rows:
+        if row.channel == "members":
+            if row.kind:
+                limits[row.data] = eid
+            else:
+                eid = row.eid or 0
+    for pk in seen.kicked:
+        if str(pk) not in limits:
+            wrong.append(f"the kick of user {pk} is not in the log")
+    for where, crowd in seen.crowds.items():
+        if not crowd.stops_when_refused:
+            continue
+        for reader in crowd.readers:
+            limit = limits.get(reader.owner)
+            if limit is None:
+                if reader.refusals:
+                    wrong.append(f"{where}: user {reader.owner} was refused unkicked")
+                continue
+            if not reader.refusals:
+                wrong.append(f"{where}: user {reader.owner} was kicked and reads on")
+            elif reader.ids and reader.ids[-1] > limit:
+                late = reader.ids[-1] - limit
+                wrong.append(f"{where}: user {reader.owner} got {late} after the kick")
+    seen.counts["kicks"] = len(seen.kicked)
+
+
+def _count(seen: Evidence) -> None:
+    previous: dict[int, int] = {}
+    for row in seen.rows:
+        if row.id < previous.get(row.partition, 0):
+            seen.counts["commit-order inversions"] += 1
+        previous[row.partition] = max(row.id, previous.get(row.partition, 0))
+    had = set()
+    for item in seen.recorded:
+        key = (item["channel"], item.get("id"))
+        seen.counts["duplicates at the recording proxy"] += key in had
+        had.add(key)
+
+
+def recovery(seen: Evidence) -> dict[str, list[float]]:
+    """Return, by fault, how long after its end the events of its time had all arrived.
+
+    Faults that follow at once are in the figures of those before.
+    """
+    arrived: dict[str, float] = {}
+    for crowd in seen.crowds.values():
+        if crowd.stops_when_refused:
+            continue
+        for reader in crowd.readers:
+            for data, when in zip(reader.data, reader.times, strict=True):
+                text = data.strip('"')
+                arrived[text] = max(arrived.get(text, 0), when)
+    times: dict[str, list[float]] = defaultdict(list)
+    for name, began, ended in seen.faults:
+        last = 0.0
+        for record in seen.records:
+            if record["outcome"] == "committed" and began <= record["ended"] <= ended:
+                for _, text in record["sent"]:
+                    last = max(last, arrived.get(text, 0) - ended)
+        times[name].append(last)
+    return dict(times)
+
+
+def print_recovery(seen: Evidence) -> None:
+    """Print a line for each fault."""
+    print(f"{'fault':36} {'times':>5} {'median':>7} {'worst':>7}   seconds to recover")
+    for name, times in sorted(recovery(seen).items()):
+        print(f"{name:36} {len(times):5} {median(times):7.1f} {max(times):7.1f}")
