@@ -97,7 +97,9 @@ DATABASES = {"default": _database(), "other": _database("_other")}
 EVENTSTREAM_REDIS = os.environ.get("ES_REDIS")
 _proxies = os.environ.get("ES_GRIP", "").split()
 GRIP_URL = _proxies[0] if len(_proxies) == 1 else None
-GRIP_PROXIES = [parse_grip_uri(uri) for uri in _proxies] if len(_proxies) > 1 else []
+if len(_proxies) > 1:
+    # Not an empty list otherwise: django-grip would append GRIP_URL to it, for good.
+    GRIP_PROXIES = [parse_grip_uri(uri) for uri in _proxies]
 EVENTSTREAM_CHANNELMANAGER_CLASS = "tests.channels.ChannelManager"
 EVENTSTREAM_NEXT_LINK_TIMEOUT = int(os.environ.get("ES_LINK_TIMEOUT", "60"))
 # Nothing but Django: without any bus or proxy a check warns, rightly.
