@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from django.contrib.auth import get_user_model
 from django.http import HttpRequest
 
 from eventstream import conf
+from eventstream.exceptions import ChannelPermissionError
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -83,6 +88,43 @@ def refused_channels(
     """Return those of the channels that the user may not read, sorted."""
     can_read = get_channelmanager().can_read_channel
     return sorted(name for name in channels if not can_read(user, name))
+
+
+def check_permission(user: AbstractBaseUser | None, channels: Collection[str]) -> None:
+    """Ask the channel manager.
+
+    Raises:
+        ChannelPermissionError: Some channel may not be read.
+    """
+    refused = refused_channels(user, channels)
+    if refused:
+        raise ChannelPermissionError(refused)
+
+
+def find_user(user_id: str) -> AbstractBaseUser | None:
+    """Return the user of a stream as of now, None for the anonymous one.
+
+    Raises:
+        ChannelPermissionError: The account is gone, or no longer active.
+    """
+    if not user_id:
+        return None
+    user = get_user_model()._default_manager.filter(pk=user_id).first()
+    if user is None or not user.is_active:
+        raise ChannelPermissionError(["(the account is not active)"])
+    return user
+
+
+def may_read(user_id: str, channel: str) -> bool:
+    """Say whether the user may read the channel now; not, if that cannot be found out."""
+    try:
+        check_permission(find_user(user_id), [channel])
+    except ChannelPermissionError:
+        return False
+    except Exception:
+        logger.exception("The channel manager failed for channel %s", channel)
+        return False
+    return True
 
 
 def asks_permissions() -> bool:

@@ -8,8 +8,9 @@ costs no memory, nothing is ever dropped for it, and no client has a database co
 the log is read by a few threads.
 
 Order of joining a channel: subscribe to the bus and see that confirmed, read the log, then
-go live. What comes over the bus is taken only if it follows what the tail ends with; any
-gap is filled from the log.
+go live. What comes over the bus is taken only if it follows what the tail ends with; any gap
+is filled from the log, and with it come the kicks that this process has not heard of. The
+first event after a kick names the kicked. So none that follows a kick is ever sent to them.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ import redis.asyncio
 from django.db import InterfaceError, OperationalError, connections
 
 from eventstream import conf, sse
-from eventstream.channelmanager import asks_permissions, is_reliable
+from eventstream.channelmanager import (
+    asks_permissions,
+    check_permission,
+    find_user,
+    is_reliable,
+)
 from eventstream.exceptions import ChannelPermissionError
 from eventstream.positions import format_position, quote_channel
-from eventstream.reading import Reader, check_permission, find_user, number_stale
+from eventstream.reading import Reader, number_stale
 from eventstream.signals import events_numbered, events_sent_unstored
 from eventstream.storage import (
     ChannelLog,
@@ -45,6 +51,7 @@ from eventstream.storage import (
     get_storage,
     is_skipped,
     partition_of,
+    split_users,
 )
 from eventstream.targets.bus import connect_async, decode, event_topic, kick_topic
 
@@ -56,6 +63,8 @@ IDLE_SECONDS = 60.0
 """How long a channel that nobody reads is kept up to date: reconnecting is then cheap."""
 
 _TICK = 1.0
+# Longer than it takes from a permission check to the stream's start.
+_KICK_MEMORY = 60.0
 _NAMES_PER_QUERY = 500
 _BUS_PING = 5.0
 _BUS_SILENCE = 15.0
@@ -250,6 +259,8 @@ class Hub:
         self._bus = _Bus(self) if conf.redis_arguments() is not None else None
         self._tasks: list[asyncio.Task[None]] = []
         self._heads: dict[str, dict[int, int]] = {}
+        self._looked: asyncio.Task[None] | None = None
+        self._kicks: dict[tuple[str, str], float] = {}
         self._poll_soon = asyncio.Event()
         self._checked_at = time.monotonic()
         self.is_closed = False
@@ -265,7 +276,14 @@ class Hub:
         for state in states:
             state.subscribers.add(subscriber)
         try:
+            await self._look_first()
             await asyncio.gather(*[self._join(state) for state in states])
+            if any(
+                self._kicks.get((name, reader.user_id), -1.0) >= reader.checked_at
+                for name in reader.channels
+            ):
+                subscriber.check_count += 1
+                self._spawn(self._kick([subscriber]))
             for state in states:
                 place = state.head
                 if state.is_reliable:
@@ -298,6 +316,18 @@ class Hub:
                 state.subscribers.discard(subscriber)
                 state.idle_since = time.monotonic()
 
+    async def _look_first(self) -> None:
+        """Wait until the hub knows how far the log is: later kicks are those above it."""
+        if self._looked is None:
+            self._looked = self._loop.create_task(self.poll())
+        try:
+            await asyncio.shield(self._looked)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            self._looked = None  # the next reader tries again
+            raise
+
     async def _catch_up(
         self, subscriber: Subscriber, states: list[ChannelState]
     ) -> bytes:
@@ -326,15 +356,22 @@ class Hub:
         """Read the log after a place; all who ask for the same share one read."""
         task = state.reads.get(place)
         if task is None:
-            limit = conf.get_options().page_size
-            read = functools.partial(
-                get_storage().read_after, state.alias, state.name, place, limit=limit
-            )
-            task = self._loop.create_task(self._in_thread(read, state.alias))
+            task = self._loop.create_task(self._read_page(state, place))
             state.reads[place] = task
             task.add_done_callback(lambda _: state.reads.pop(place, None))
         log = await asyncio.shield(task)
         state.prepend(log.events)
+        return log
+
+    async def _read_page(self, state: ChannelState, place: int) -> ChannelLog:
+        partition = partition_of(state.name)
+        known = self._heads[state.alias].get(partition, 0)
+        read = functools.partial(
+            _read, state.alias, state.name, place, partition, known
+        )
+        log, kicks = await self._in_thread(read, state.alias)
+        for _, _, channel, user_id in kicks:
+            self.receive_kick(channel, user_id)
         return log
 
     async def _in_thread(self, call: Callable[[], T], *aliases: str) -> T:
@@ -443,6 +480,7 @@ class Hub:
 
     def receive_kick(self, channel: str, user_id: str) -> None:
         """Take a withdrawn permission: what follows it is not for the user any more."""
+        self._kicks[channel, user_id] = time.monotonic()
         state = self._states.get(channel)
         if state is None:
             return
@@ -556,6 +594,9 @@ class Hub:
                 self._checked_at = now
                 if asks_permissions():
                     self._spawn(self._check_permissions(subscribers))
+            for key, heard_at in list(self._kicks.items()):
+                if now - heard_at > _KICK_MEMORY:
+                    del self._kicks[key]
             idle = [
                 state
                 for state in self._states.values()
@@ -717,7 +758,10 @@ class _Bus:
 
     def _receive(self, channel: str, payload: bytes) -> None:
         stored, unstored = [], []
-        for eid, event_type, data, skip_users in decode(payload):
+        for eid, event_type, data, skip_users, *kicked in decode(payload):
+            # Before any event of the message: the bus may have lost word of the kick.
+            for user_id in split_users(kicked[0] if kicked else ""):
+                self._hub.receive_kick(channel, user_id)
             if eid is None:
                 unstored.append(LogEvent(0, event_type, data, skip_users))
             else:
@@ -762,6 +806,18 @@ def _look(
         return heads, []
     moved = {p: known.get(p, 0) for p, head in heads.items() if head != known.get(p)}
     return heads, storage.kicks_after(using, moved)
+
+
+def _read(
+    using: str, channel: str, place: int, partition: int, known: int
+) -> tuple[ChannelLog, list[tuple[int, int, str, str]]]:
+    """Return a page of the log, and the kicks above a position of the channel's partition.
+
+    In this order: whatever kick comes before an event of the page is among those returned.
+    """
+    storage = get_storage()
+    log = storage.read_after(using, channel, place, limit=conf.get_options().page_size)
+    return log, storage.kicks_after(using, {partition: known}) if log.events else []
 
 
 def _ask_permission(user_id: str, channels: tuple[str, ...]) -> str:

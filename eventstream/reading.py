@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from django.contrib.auth import get_user_model
 from django.core import signing
 from django.db import connections
 
 from eventstream import conf, sse
 from eventstream.api import check_channel
 from eventstream.channelmanager import (
+    asks_permissions,
+    check_permission,
+    find_user,
     get_channelmanager,
     is_reliable,
-    refused_channels,
 )
 from eventstream.exceptions import (
     BadRequestError,
-    ChannelPermissionError,
     ExpiredLinkError,
     InvalidChannelError,
 )
@@ -35,7 +35,6 @@ from eventstream.storage import (
 )
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser
     from django.http import HttpRequest
 
 LINK_QUANTUM = 3600
@@ -54,11 +53,13 @@ class Reader:
         reliable: Those that have a log, sorted.
         user_id: Primary key as text; "" for the anonymous user.
         positions: The client's event id by reliable channel; missing: start at the head.
+        checked_at: Before its permissions were asked, by the monotonic clock.
     """
 
     channels: tuple[str, ...]
     user_id: str
     positions: Mapping[str, int] = field(default_factory=dict)
+    checked_at: float = 0.0
 
     @property
     def reliable(self) -> tuple[str, ...]:
@@ -105,37 +106,14 @@ def read_request(request: HttpRequest, view_kwargs: Mapping[str, Any]) -> Reader
     user = getattr(request, "user", None)
     if user is not None and not user.is_authenticated:
         user = None
+    checked_at = time.monotonic()
     check_permission(user, names)
     return Reader(
         channels=tuple(sorted(names)),
         user_id="" if user is None else str(user.pk),
+        checked_at=checked_at,
         positions={n: eid for n, eid in positions.items() if n in names},
     )
-
-
-def check_permission(user: AbstractBaseUser | None, channels: Collection[str]) -> None:
-    """Ask the channel manager.
-
-    Raises:
-        ChannelPermissionError: Some channel may not be read.
-    """
-    refused = refused_channels(user, channels)
-    if refused:
-        raise ChannelPermissionError(refused)
-
-
-def find_user(user_id: str) -> AbstractBaseUser | None:
-    """Return the user of a stream as of now, None for the anonymous one.
-
-    Raises:
-        ChannelPermissionError: The account is gone, or no longer active.
-    """
-    if not user_id:
-        return None
-    user = get_user_model()._default_manager.filter(pk=user_id).first()
-    if user is None or not user.is_active:
-        raise ChannelPermissionError(["(the account is not active)"])
-    return user
 
 
 def sign_link(
@@ -159,11 +137,10 @@ def sign_link(
 
 
 def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
-    """Return the reader of a next link, permissions asked again, and whether it pages.
+    """Return the reader of a next link, and whether it pages. read_page asks permission.
 
     Raises:
         ExpiredLinkError: Too old, or not signed by this site. Reconnecting helps.
-        ChannelPermissionError: Some channel may not be read any more.
     """
     try:
         content = signing.Signer(salt=_LINK_SALT).unsign_object(token)
@@ -172,7 +149,6 @@ def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
         raise ExpiredLinkError("The link is not one of this site") from error
     if issued * LINK_QUANTUM + conf.get_options().link_lifetime < now:
         raise ExpiredLinkError("The link has expired")
-    check_permission(find_user(user_id), channels)
     positions = parse_position(rest[0]) if rest and rest[0] else {}
     return Reader(tuple(channels), user_id, positions), bool(rest)
 
@@ -186,6 +162,12 @@ def read_page(reader: Reader) -> Page:
 
     Blocks on the database; the number of queries does not depend on the number of idle
     channels.
+
+    Permission is asked last: a kick that is not heeded so has its place after all that was
+    read, and meets the stream, or the event that follows the kick does.
+
+    Raises:
+        ChannelPermissionError: Some channel may not be read, or not any more.
     """
     options = conf.get_options()
     storage = get_storage()
@@ -224,6 +206,8 @@ def read_page(reader: Reader) -> Page:
                 if not is_skipped(event.skip_users, reader.user_id):
                     parts.append(encode_log_event(event, format_position(positions)))
             is_last = is_last and positions[name] >= log.last_eid
+    if asks_permissions():
+        check_permission(find_user(reader.user_id), reader.channels)
     if lost:
         # Before the events, with an id that is behind them all: should the connection
         # end in between, the client comes back for them.

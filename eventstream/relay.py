@@ -24,6 +24,7 @@ from django.db.models import Exists, F, Q, QuerySet
 from django.db.models.functions import Coalesce, Greatest, Now
 
 from eventstream import conf
+from eventstream.channelmanager import may_read
 from eventstream.exceptions import (
     EventStreamError,
     PublishError,
@@ -32,7 +33,13 @@ from eventstream.exceptions import (
 )
 from eventstream.models import Cursor, DeadLetter, Event
 from eventstream.signals import event_dead_lettered, events_confirmed
-from eventstream.storage import DjangoModelStorage, OutboxRow, get_storage
+from eventstream.storage import (
+    DjangoModelStorage,
+    OutboxRow,
+    get_storage,
+    join_users,
+    split_users,
+)
 from eventstream.targets import get_targets
 from eventstream.targets.base import Item, Target
 
@@ -281,6 +288,7 @@ class _Relay:
             rows = self._storage.read_partition(
                 self._using, self._partition, after=watermark, limit=options.batch_size
             )
+            rows = [_ask_again(row) for row in rows]
             if not rows:
                 self._pass_over_pruned(watermark)
                 return
@@ -317,7 +325,7 @@ class _Relay:
         rows = self._storage.read_newest(
             self._using, self._partition, after=watermark, up_to=head
         )
-        for batch, items in self._batches(rows):
+        for batch, items in self._batches([_ask_again(row) for row in rows]):
             self._publish(batch, items)
             self._renew()
         if head > watermark:
@@ -487,6 +495,16 @@ class _Relay:
             )
             due = Coalesce("next_attempt", Now())
             rows.update(next_attempt=Greatest(due, earliest))
+
+
+def _ask_again(row: OutboxRow) -> OutboxRow:
+    """Leave of the kicked users those who may still not read the channel."""
+    if not row.kicked:
+        return row
+    users = [
+        user for user in split_users(row.kicked) if not may_read(user, row.channel)
+    ]
+    return row._replace(kicked=join_users(users))
 
 
 def publish_unstored(target_name: str, rows: Sequence[OutboxRow]) -> None:

@@ -86,7 +86,11 @@ FROM numbered n WHERE {event}.id = n.id
 
 
 class OutboxRow(NamedTuple):
-    """A numbered row, as a target needs it. `eid` is None for kicks and best-effort."""
+    """A numbered row, as a target needs it. `eid` is None for kicks and best-effort.
+
+    `kicked`: users, as in `skip_users`, whose permission for the channel was withdrawn since
+    its event before. A stream of theirs that nobody knew of then must not get this one.
+    """
 
     id: int
     position: int
@@ -96,6 +100,10 @@ class OutboxRow(NamedTuple):
     type: str
     data: str
     skip_users: str
+    kicked: str = ""
+
+
+_ROW_COLUMNS = OutboxRow._fields[:-1]
 
 
 class LogEvent(NamedTuple):
@@ -130,6 +138,11 @@ def join_users(users: Iterable[object]) -> str:
     """Return user ids as `skip_users` stores them: ",1,2,", or "" for none."""
     ids = sorted({str(user) for user in users})
     return f",{','.join(ids)}," if ids else ""
+
+
+def split_users(text: str) -> list[str]:
+    """Return the ids that join_users has joined."""
+    return text.strip(",").split(",") if text else []
 
 
 def is_skipped(skip_users: str, user_id: str) -> bool:
@@ -266,9 +279,9 @@ class DjangoModelStorage:
             Event.objects.using(using)
             .filter(partition=partition, position__gt=after)
             .order_by("position")
-            .values_list(*OutboxRow._fields)
+            .values_list(*_ROW_COLUMNS)
         )
-        return [OutboxRow(*row) for row in rows[:limit]]
+        return self._mark(using, partition, [OutboxRow(*row) for row in rows[:limit]])
 
     def read_newest(
         self, using: str, partition: int, *, after: int, up_to: int
@@ -280,8 +293,38 @@ class DjangoModelStorage:
         newest = rows.filter(kind=EventKind.EVENT).values("channel")
         positions = newest.annotate(newest=Max("position")).values("newest")
         wanted = rows.filter(Q(kind=EventKind.KICK) | Q(position__in=positions))
-        wanted_rows = wanted.order_by("position").values_list(*OutboxRow._fields)
-        return [OutboxRow(*row) for row in wanted_rows]
+        found = wanted.order_by("position").values_list(*_ROW_COLUMNS)
+        return self._mark(using, partition, [OutboxRow(*row) for row in found])
+
+    def _mark(
+        self, using: str, partition: int, rows: list[OutboxRow]
+    ) -> list[OutboxRow]:
+        """Say of each event who was kicked from its channel since the event before."""
+        if not rows:
+            return rows
+        kicks: dict[str, dict[str, int]] = {}
+        earlier = Event.objects.using(using).filter(
+            partition=partition, kind=EventKind.KICK, position__lt=rows[0].position
+        )
+        earlier = earlier.filter(channel__in={row.channel for row in rows})
+        for channel, user_id, position in earlier.order_by("position").values_list(
+            "channel", "data", "position"
+        ):
+            kicks.setdefault(channel, {})[user_id] = position or 0
+        marked = []
+        for row in rows:
+            if row.kind == EventKind.KICK:
+                kicks.setdefault(row.channel, {})[row.data] = row.position
+            elif row.channel in kicks:
+                before = Event.objects.using(using).filter(
+                    channel=row.channel, eid=(row.eid or 0) - 1
+                )
+                after = before.values_list("position", flat=True).first() or 0
+                users = kicks.pop(row.channel).items()
+                kicked = join_users(user for user, at in users if at > after)
+                row = row._replace(kicked=kicked)
+            marked.append(row)
+        return marked
 
     def last_position(self, using: str, partition: int) -> int:
         """Return the last position given in a partition, 0 if none ever was."""

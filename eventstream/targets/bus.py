@@ -55,7 +55,7 @@ def connect_async(arguments: dict[str, Any]) -> redis.asyncio.Redis:
 
 
 def decode(payload: bytes) -> list[list[Any]]:
-    """Return the rows of a message: [eid or None, type, data, skip_users] each."""
+    """Return the rows of a message: [eid or None, type, data, skip_users] each, and kicked."""
     rows: list[list[Any]] = json.loads(payload)
     return rows
 
@@ -72,8 +72,10 @@ class BusTarget(Target):
     def encode(self, row: OutboxRow) -> list[Item]:
         if row.kind == EventKind.KICK:
             return [Item(row.channel, _dump([row.channel, row.data]), True)]
-        content = _dump([row.eid, row.type, row.data, row.skip_users])
-        return [Item(row.channel, content)]
+        content = [row.eid, row.type, row.data, row.skip_users]
+        if row.kicked:
+            content.append(row.kicked)
+        return [Item(row.channel, _dump(content))]
 
     def publish(self, items: Sequence[Item]) -> None:
         if self._client is None:

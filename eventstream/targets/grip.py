@@ -17,12 +17,15 @@ from eventstream import conf, sse
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
 from eventstream.models import EventKind
 from eventstream.positions import quote_channel
-from eventstream.storage import OutboxRow
+from eventstream.storage import OutboxRow, split_users
 from eventstream.targets.base import Item, Target
 
 FILTER_BUILD_ID = "build-id"
 FILTER_SKIP_USERS = "skip-users"
 FILTER_REQUIRE_SUB = "require-sub"
+
+MAX_KICKED = 100
+"""Most users who are kicked anew with one event; if it were more, all streams are asked."""
 
 # Only these say that the content is at fault. 401, 403, 404 or 429 would be the answer to
 # every item alike: a wrong key must never turn an outbox into dead letters.
@@ -45,13 +48,12 @@ def escape_format(content: str) -> str:
     return content.replace("%", "%%")
 
 
-def event_item(
-    channel: str, eid: int | None, event_type: str, data: str, skip_users: str
-) -> dict[str, Any]:
-    """Return the publish item of an event; eid None is a best-effort one."""
-    body = sse.encode_data(event_type, data)
-    meta = {"skip_users": skip_users.strip(",")} if skip_users else {}
-    if eid is None:
+def event_item(row: OutboxRow) -> dict[str, Any]:
+    """Return the publish item of an event."""
+    body = sse.encode_data(row.type, row.data)
+    skipped = {*split_users(row.skip_users), *split_users(row.kicked)}
+    meta = {"skip_users": ",".join(sorted(skipped))} if skipped else {}
+    if row.eid is None:
         stream = HttpStreamFormat(f"{body}\n")
         item = GripItem(stream, meta=meta)
     else:
@@ -59,28 +61,35 @@ def event_item(
         stream = HttpStreamFormat(
             f"id: %I\n{escape_format(body)}\n", content_filters=[FILTER_BUILD_ID]
         )
-        item = GripItem(stream, id=str(eid), prev_id=str(eid - 1), meta=meta)
+        previous = str(row.eid - 1)
+        if row.kicked.count(",") > MAX_KICKED + 1:
+            # Follows nothing that the proxy knows: it asks the next link of every stream.
+            previous += "-kick"
+        item = GripItem(stream, id=str(row.eid), prev_id=previous, meta=meta)
     exported: dict[str, Any] = item.export()
-    exported["channel"] = conf.grip_prefix() + channel_name(channel)
+    exported["channel"] = conf.grip_prefix() + channel_name(row.channel)
     return exported
 
 
-def kick_items(row: OutboxRow) -> list[dict[str, Any]]:
+def kick_items(channel: str, user_id: str, name: str) -> list[dict[str, Any]]:
     """Return the two items that end a user's streams of a channel.
 
-    Their ids are unique: the proxy drops an id that it has seen within id_cache_ttl.
+    Args:
+        channel: The event channel.
+        user_id: Primary key as text.
+        name: Of the item's ids; the proxy drops one that it has seen within id_cache_ttl.
     """
     text = sse.encode_error(
         "forbidden",
-        f"Permission denied to channels: {row.channel}",
-        {"channels": [row.channel]},
+        f"Permission denied to channels: {channel}",
+        {"channels": [channel]},
     )
-    meta = {"require_sub": conf.grip_prefix() + channel_name(row.channel)}
-    error = GripItem(HttpStreamFormat(text), id=f"kick-{row.id}", meta=meta)
-    close = GripItem(HttpStreamFormat(close=True), id=f"close-{row.id}", meta=meta)
+    meta = {"require_sub": conf.grip_prefix() + channel_name(channel)}
+    error = GripItem(HttpStreamFormat(text), id=f"kick-{name}", meta=meta)
+    close = GripItem(HttpStreamFormat(close=True), id=f"close-{name}", meta=meta)
     items: list[dict[str, Any]] = [error.export(), close.export()]
     for item in items:
-        item["channel"] = conf.grip_prefix() + user_channel_name(row.data)
+        item["channel"] = conf.grip_prefix() + user_channel_name(user_id)
     return items
 
 
@@ -109,10 +118,21 @@ class GripTarget(Target):
         self._client: Any = None
 
     def encode(self, row: OutboxRow) -> list[Item]:
+        """Return the items of a row, in order.
+
+        A stream that was being opened while its user was kicked may have come to the proxy
+        after the kick. So the first event of the channel after it ends that stream again.
+        """
         if row.kind == EventKind.KICK:
-            return [Item(row.channel, _dump(item), True) for item in kick_items(row)]
-        item = event_item(row.channel, row.eid, row.type, row.data, row.skip_users)
-        return [Item(row.channel, _dump(item))]
+            kicks = kick_items(row.channel, row.data, str(row.id))
+            return [Item(row.channel, _dump(item), True) for item in kicks]
+        kicked = split_users(row.kicked)
+        items = [
+            Item(row.channel, _dump(item), True)
+            for user_id in (kicked if len(kicked) <= MAX_KICKED else [])
+            for item in kick_items(row.channel, user_id, f"{row.id}-{user_id}")
+        ]
+        return [*items, Item(row.channel, _dump(event_item(row)))]
 
     def publish(self, items: Sequence[Item]) -> None:
         body = b'{"items":[' + b",".join(item.body for item in items) + b"]}"

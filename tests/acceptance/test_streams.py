@@ -182,13 +182,13 @@ def test_best_effort_events_arrive_live_and_are_not_stored(stack: Stack) -> None
 
 @pytest.fixture(scope="module")
 def cookies(stack: Stack) -> dict[int, dict[str, str]]:
-    """Headers of the sessions of users 1 to 3; all are in the group `members`."""
+    """Headers of the sessions of users 1 to 7; all are in the group `members`."""
     stack.run(
         "from django.contrib.auth.models import User, Group\n"
         "group = Group.objects.create(name='members')\n"
-        "for pk in (1, 2, 3): User.objects.create(pk=pk, username=pk).groups.add(group)"
+        "for pk in range(1, 8): User.objects.create(pk=pk, username=pk).groups.add(group)"
     )
-    return {pk: {"Cookie": stack.log_in(pk)} for pk in (1, 2, 3)}
+    return {pk: {"Cookie": stack.log_in(pk)} for pk in range(1, 8)}
 
 
 def test_skipped_user_receives_neither_live_nor_on_catch_up(
@@ -258,6 +258,54 @@ def test_withdrawn_permission_ends_that_user_s_stream_only(
         assert other.next().data == '"after"'
     with Stream(url, headers=cookies[1]) as stream:
         assert stream.next().type == "stream-error"
+
+
+KICK_UNHEARD = """
+from django.contrib.auth.models import User
+from eventstream import send_event
+from eventstream.models import Cursor, Event, EventKind
+from eventstream.relay import relay_all
+from eventstream.storage import get_storage, partition_of
+user = User.objects.get(pk={pk})
+groups = list(user.groups.all())
+user.groups.clear()
+number = partition_of("members")
+Event.objects.create(partition=number, kind=EventKind.KICK, channel="members", type="kick", data="{pk}")
+get_storage().number_all("default", number)
+head = get_storage().last_position("default", number)
+Cursor.objects.filter(partition=number).update(watermark=head)
+if {is_back}:
+    user.groups.set(groups)
+send_event("members", "message", "after")
+relay_all("default")
+"""
+"""The kick counts as published: the stream came to its holder only after that."""
+
+
+def test_stream_that_was_opened_while_its_user_was_kicked_gets_nothing(
+    stack: Stack, cookies: dict[int, dict[str, str]]
+) -> None:
+    url = f"{stack.url}/events/?channel=members"
+    with (
+        Stream(url, headers=cookies[5]).open() as mine,
+        Stream(url, headers=cookies[6]).open() as other,
+    ):
+        stack.run(KICK_UNHEARD.format(pk=5, is_back=False))
+
+        assert mine.next().type == "stream-error"
+        with pytest.raises(EOFError):
+            mine.next()
+        assert other.next().data == '"after"'
+
+
+def test_stream_of_one_who_is_back_goes_on(
+    stack: Stack, cookies: dict[int, dict[str, str]]
+) -> None:
+    with Stream(f"{stack.url}/events/?channel=members", headers=cookies[7]) as stream:
+        stream.open()
+        stack.run(KICK_UNHEARD.format(pk=7, is_back=True))
+
+        assert stream.next().data == '"after"'
 
 
 def test_unchanged_permission_ends_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -10,11 +11,11 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from pytest_django import Settings
 
-from eventstream import EventSpec, send_events
+from eventstream import EventSpec, send_event, send_events
 from eventstream.hub import Hub, get_hub
-from eventstream.models import EventKind
+from eventstream.models import Event, EventKind
 from eventstream.reading import Reader
-from eventstream.storage import LogEvent, OutboxRow
+from eventstream.storage import LogEvent, OutboxRow, get_storage, partition_of
 from eventstream.targets.bus import BusTarget
 from eventstream.testing import drain_outbox
 from tests.support.sse import Message, Parser
@@ -26,8 +27,15 @@ pytestmark = pytest.mark.django_db(transaction=True)
 class Stream:
     """A stream of the hub, read event by event."""
 
-    def __init__(self, *channels: str, user_id: str = "", **positions: int) -> None:
-        reader = Reader(tuple(sorted(channels)), user_id, positions)
+    def __init__(
+        self,
+        *channels: str,
+        user_id: str = "",
+        checked_at: float | None = None,
+        **positions: int,
+    ) -> None:
+        at = time.monotonic() if checked_at is None else checked_at
+        reader = Reader(tuple(sorted(channels)), user_id, positions, at)
         self._chunks = get_hub().stream(reader)
         self._parser = Parser()
         self._messages: list[Message] = []
@@ -212,6 +220,68 @@ async def test_kicked_reader_gets_nothing_of_what_follows(
     assert (message.type, message.id) == ("stream-error", "error")
     with pytest.raises(StopAsyncIteration):
         await stream.next()
+
+
+async def send_after_a_kick() -> None:
+    """Have a kick of user 7 and an event after it in the log; nothing is published."""
+
+    def work() -> None:
+        partition = partition_of("members")
+        kick = Event(kind=EventKind.KICK, partition=partition, channel="members", type="kick", data="7")  # fmt: skip
+        get_storage().append("default", [kick])
+        send_event("members", "message", 0)
+        drain_outbox()
+
+    await sync_to_async(work)()
+
+
+async def read_rows(channel: str) -> list[OutboxRow]:
+    def work() -> list[OutboxRow]:
+        partition = partition_of(channel)
+        return get_storage().read_partition("default", partition, after=0, limit=100)
+
+    return await sync_to_async(work)()
+
+
+async def test_kick_that_the_bus_lost_comes_before_the_event_after_it(
+    bus: BusTarget,
+) -> None:
+    stream = await Stream("members", user_id="7").open()  # there is no such user
+    other = await Stream("members").open()
+    await send_after_a_kick()
+    _, event = await read_rows("members")
+    assert event.kicked == ",7,"
+
+    await sync_to_async(bus.publish)(bus.encode(event))
+
+    assert (await stream.next()).type == "stream-error"
+    assert (await other.next()).type == "message"
+    await other.close()
+
+
+async def test_kick_is_found_with_the_events_that_fill_a_gap(bus: BusTarget) -> None:
+    stream = await Stream("members", user_id="7").open()
+    await send_after_a_kick()
+    await send(2, "members")
+
+    await publish(bus, 3, channel="members")
+
+    assert (await stream.next()).type == "stream-error"
+
+
+async def test_kick_between_check_and_start_ends_the_stream(bus: BusTarget) -> None:
+    checked_at = time.monotonic()
+    first = await Stream("members", user_id="8").open()
+    get_hub().receive_kick("members", "7")
+    await send(1, "members")
+
+    stream = Stream("members", user_id="7", members=0, checked_at=checked_at)
+
+    assert [(await stream.next()).type for _ in range(2)] == [
+        "stream-open",
+        "stream-error",
+    ]
+    await first.close()
 
 
 async def test_best_effort_events_of_one_message_all_arrive(bus: BusTarget) -> None:

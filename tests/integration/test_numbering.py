@@ -134,3 +134,30 @@ def test_concurrent_senders_and_numberers_leave_no_hole() -> None:
         numbers = [int(text.partition("-")[2]) for text in order]
         assert numbers == sorted(numbers)
     assert len(sent) == 12
+
+
+def test_first_event_after_a_kick_names_the_kicked_and_no_other() -> None:
+    partition = partition_of("orders")
+
+    def kick(user_id: str) -> None:
+        row = Event(kind=EventKind.KICK, partition=partition, channel="orders", type="kick", data=user_id)  # fmt: skip
+        get_storage().append("default", [row])
+
+    def marks(after: int) -> list[str]:
+        get_storage().number_all("default", partition)
+        rows = get_storage().read_partition(
+            "default", partition, after=after, limit=100
+        )
+        return [row.kicked for row in rows if row.kind == EventKind.EVENT]
+
+    kick("1")
+    send_event("orders", "message", 1)
+    kick("2")
+    kick("3")
+    send_event("orders", "message", 2)
+    send_event("orders", "message", 3)
+
+    assert marks(after=0) == [",1,", ",2,3,", ""]
+    assert marks(after=2) == [",2,3,", ""]
+    assert marks(after=3) == [",2,3,", ""]  # a kick was in the batch before
+    assert marks(after=5) == [""]

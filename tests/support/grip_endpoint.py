@@ -17,6 +17,7 @@ class GripEndpoint:
         paths, headers: Of each request, accepted or not.
         status: What it answers; refused when 400 or above.
         hang: While set, it takes requests and does not answer.
+        is_mute: It takes in what is published, and ends the connection without an answer.
     """
 
     def __init__(self, status: int = 200) -> None:
@@ -25,6 +26,7 @@ class GripEndpoint:
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.hang = threading.Event()
+        self.is_mute = False
         self._released = threading.Event()
         endpoint = self
 
@@ -41,6 +43,9 @@ class GripEndpoint:
                     return
                 if endpoint.status < 400:
                     endpoint.bodies.append(json.loads(body))
+                if endpoint.is_mute:
+                    self.close_connection = True
+                    return
                 self.send_response(endpoint.status)
                 self.send_header("Content-Length", "3")
                 self.end_headers()

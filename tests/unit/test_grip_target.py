@@ -11,8 +11,8 @@ from pytest_django import Settings
 
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
 from eventstream.models import EventKind
-from eventstream.storage import OutboxRow
-from eventstream.targets.grip import GripTarget
+from eventstream.storage import OutboxRow, join_users
+from eventstream.targets.grip import MAX_KICKED, GripTarget
 from tests.support.grip_endpoint import GripEndpoint
 from tests.support.processes import free_port
 
@@ -51,6 +51,31 @@ def test_stored_event_is_linked_to_the_one_before(endpoint: GripEndpoint) -> Non
             },
         }
     ]
+
+
+def test_event_after_a_kick_ends_the_kicked_user_s_streams_again(
+    endpoint: GripEndpoint,
+) -> None:
+    publish(endpoint, make_row()._replace(kicked=",4,", skip_users=",3,"))
+
+    error, close, event = endpoint.items
+    assert error["channel"] == close["channel"] == "user-4"
+    assert error["meta"] == close["meta"] == {"require_sub": "events-a%20b"}
+    assert "stream-error" in error["http-stream"]["content"]
+    assert close["http-stream"] == {"action": "close"}
+    assert event["meta"]["skip_users"] == "3,4"
+    assert (event["id"], event["prev-id"]) == ("7", "6")
+
+
+def test_event_after_very_many_kicks_has_every_stream_ask(
+    endpoint: GripEndpoint,
+) -> None:
+    users = join_users(range(MAX_KICKED + 1))
+
+    publish(endpoint, make_row()._replace(kicked=users))
+
+    (item,) = endpoint.items
+    assert (item["id"], item["prev-id"]) == ("7", "6-kick")
 
 
 def test_first_event_is_linked_to_zero(endpoint: GripEndpoint) -> None:

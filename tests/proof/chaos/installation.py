@@ -186,6 +186,7 @@ class Installation:
             "pruned": lambda: print("    pruned", self.stack.run(PRUNE).strip()),
             "kick": self.kick,
             "publish endpoint hangs": self._hang_recorder,
+            "publish endpoint is mute": self._mute_recorder,
         }
         for mode in Mode:
             if mode is not Mode.PASS:
@@ -276,6 +277,11 @@ class Installation:
         self.recorder.hang.set()
         time.sleep(self.chance.uniform(1, 8))
         self.recorder.hang.clear()
+
+    def _mute_recorder(self) -> None:
+        self.recorder.is_mute = True
+        time.sleep(self.chance.uniform(0.5, 2))
+        self.recorder.is_mute = False
 
     def kick(self) -> None:
         left = [pk for pk in self.members if pk not in self.kicked]

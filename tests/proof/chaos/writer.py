@@ -35,7 +35,8 @@ def main() -> None:
                 for channel, text in sent:
                     key = text if is_keyed else None
                     send_event(channel, "message", text, idempotency_key=key)
-                pause = chance.random() * 0.03
+                is_slow = chance.random() < 0.05
+                pause = chance.random() * (0.8 if is_slow else 0.03)
                 time.sleep(pause)
                 transaction.set_rollback(is_rolled_back)
             outcome = "rolled back" if is_rolled_back else "committed"
