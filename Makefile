@@ -36,6 +36,13 @@ chaos: system ## the real installation under faults; SECONDS=60, SEED= to repeat
 mutations: system ## break the code in known ways, on a copy, and see that tests notice
 	$(BIN)/python -m tests.proof.mutations $(ARGS)
 
+package: $(STAMP) ## build sdist and wheel into dist
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+
+matrix: $(STAMP) ## tox: every supported Python and Django, lowest and newest packages
+	$(BIN)/tox run $(ARGS)
+
 lint: $(STAMP) ## ruff, migrations, system checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,6 +57,6 @@ format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff format .
 
 clean: ## remove what these targets made
-	rm -rf .venv var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system test chaos mutations lint types format clean
+.PHONY: help venv demo demo-check system test chaos mutations package matrix lint types format clean

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,32 +12,30 @@ from eventstream import conf
 from tests.support.processes import ROOT, Process, free_port, is_listening
 from tests.support.sse import Stream
 from tests.support.valkey import Valkey
+from tests.support.wheel import Installation
 
 README = (ROOT / "README.md").read_text()
-BIN = Path(sys.executable).parent
 _FILE = re.compile(r"In `(mysite/\S+)`(, add)?:\n\n```python\n(.*?)```", re.DOTALL)
 _COMMAND = re.compile(r"^\$ (.+)$", re.MULTILINE)
 
 
 class Project:
-    """A project that is made by following the README."""
+    """A project that is made by following the README, with the wheel installed."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, installation: Installation) -> None:
         self.directory = directory
-        # Nothing of this repository but what is installed.
-        self.env = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+        self.installation = installation
+        self.env = installation.env
 
     def run(self, command: str) -> str:
-        done = subprocess.run(
-            shlex.split(command), cwd=self.directory, env=self.env,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+        return self.installation.run(command, cwd=self.directory)
 
     def start(self, command: str) -> Process:
+        program, *arguments = shlex.split(command)
         env = {**self.env, "DJANGO_SETTINGS_MODULE": "mysite.settings"}
-        return Process(shlex.split(command), cwd=self.directory, env=env)
+        # By path: the environment of a new process does not decide where it is looked for.
+        argv = [str(self.installation.bin / program), *arguments]
+        return Process(argv, cwd=self.directory, env=env)
 
     def edit(self, text: str, replacements: dict[str, str] | None = None) -> None:
         """Do what a part of the README says about files."""
@@ -61,17 +56,22 @@ def part(first: str, last: str) -> str:
 
 
 def commands(text: str) -> list[str]:
-    return [line for line in _COMMAND.findall(text) if not line.startswith("pip ")]
+    return _COMMAND.findall(text)
 
 
-@pytest.mark.timeout(180)
-def test_steps_lead_to_an_event_and_then_to_a_worker(tmp_path: Path) -> None:
-    project = Project(tmp_path)
+@pytest.mark.timeout(300)
+def test_steps_lead_to_an_event_and_then_to_a_worker(
+    tmp_path: Path, installation: Installation
+) -> None:
+    project = Project(tmp_path, installation)
     port = free_port()
 
     first = part("## A first event", "## In the browser")
-    start, migrate, serve, curl, send = commands(first)
+    install, start, migrate, serve, curl, send = commands(first)
+    assert install.startswith("pip install eventstream ")
     assert curl.startswith("curl -N")
+    project.run(install)
+    assert str(ROOT) not in project.run("python -c 'import eventstream as e; print(e)'")
     project.run(start)
     project.edit(first)
     project.run(migrate)
@@ -88,7 +88,8 @@ def test_steps_lead_to_an_event_and_then_to_a_worker(tmp_path: Path) -> None:
     assert block in first
 
     second = part("## For production", "### Behind Pushpin")
-    migrate, worker, beat = commands(second)
+    install, migrate, worker, beat = commands(second)
+    project.run(install)
     with Valkey() as valkey:
         project.edit(second, {"redis://127.0.0.1:6379/0": valkey.url})
         project.run(migrate)
