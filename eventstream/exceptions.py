@@ -11,6 +11,7 @@ EventStreamError
 │   ├── ResumeNotAllowedError           Last-Event-ID is that of a stream-error
 │   └── ExpiredLinkError                a next link is too old or not ours
 ├── ChannelPermissionError              a reader may not read some channel
+├── CannotGiveUpError                   an event does not wait for that target
 └── PublishError                        a target did not accept a batch
     ├── PublishUnavailableError         refused, timed out, 5xx: retry later
     └── PublishRejectedError            an item can never be accepted
@@ -71,6 +72,10 @@ class ChannelPermissionError(EventStreamError):
     def __init__(self, channels: Sequence[str]) -> None:
         self.channels = list(channels)
         super().__init__("Permission denied to channels: " + ", ".join(channels))
+
+
+class CannotGiveUpError(EventStreamError):
+    """The event is not one that waits for the target, or must not be given up."""
 
 
 class PublishError(EventStreamError):

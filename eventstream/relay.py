@@ -26,12 +26,13 @@ from django.db.models.functions import Coalesce, Greatest, Now
 from eventstream import conf
 from eventstream.channelmanager import may_read
 from eventstream.exceptions import (
+    CannotGiveUpError,
     EventStreamError,
     PublishError,
     PublishRejectedError,
     PublishUnavailableError,
 )
-from eventstream.models import Cursor, DeadLetter, Event
+from eventstream.models import Cursor, DeadLetter, Event, EventKind
 from eventstream.signals import event_dead_lettered, events_confirmed
 from eventstream.storage import (
     DjangoModelStorage,
@@ -79,6 +80,35 @@ class Report:
     event_count: int = 0
     error: str = ""
     has_recovered: bool = False
+
+
+@dataclass
+class RetryReport:
+    """What became of dead letters that were tried again, as counts.
+
+    Attributes:
+        published: Accepted now.
+        due: Given up before their turn; the relay publishes them when it has come.
+        superseded: Not published, as readers have had them from the log.
+        refused: Refused again.
+        busy: Left alone, as another relay had the lease.
+        error: Why it ended early; "" if it did not.
+    """
+
+    published: int = 0
+    due: int = 0
+    superseded: int = 0
+    refused: int = 0
+    busy: int = 0
+    error: str = ""
+
+    def add(self, other: RetryReport) -> None:
+        self.published += other.published
+        self.due += other.due
+        self.superseded += other.superseded
+        self.refused += other.refused
+        self.busy += other.busy
+        self.error = self.error or other.error
 
 
 class _LeaseLostError(EventStreamError):
@@ -292,10 +322,26 @@ class _Relay:
             if not rows:
                 self._pass_over_pruned(watermark)
                 return
-            for batch, items in self._batches(rows):
+            for batch, items in self._batches(self._without_given_up(rows)):
                 self._publish(batch, items)
                 watermark = batch[-1].position
                 self._confirm(watermark, len(batch))
+            if watermark < rows[-1].position:  # the last were given up
+                watermark = rows[-1].position
+                self._confirm(watermark, 0)
+
+    def _without_given_up(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
+        """Leave out what an operator has given up for this target before its turn."""
+        if not rows:
+            return []
+        letters = DeadLetter.objects.using(self._using).filter(
+            partition=self._partition,
+            position__gte=rows[0].position,
+            position__lte=rows[-1].position,
+            target=self._target.name,
+        )
+        given_up = set(letters.values_list("position", flat=True))
+        return [row for row in rows if row.position not in given_up]
 
     def _pass_over_pruned(self, watermark: int) -> None:
         """Confirm positions whose rows are gone: pruned while this target was failing.
@@ -322,9 +368,10 @@ class _Relay:
         """
         self._storage.number_all(self._using, self._partition)
         head = self._storage.last_position(self._using, self._partition)
-        rows = self._storage.read_newest(
+        newest = self._storage.read_newest(
             self._using, self._partition, after=watermark, up_to=head
         )
+        rows = self._without_given_up(newest)
         for batch, items in self._batches([_ask_again(row) for row in rows]):
             self._publish(batch, items)
             self._renew()
@@ -399,27 +446,8 @@ class _Relay:
             "%s refused event %s of %s for good: %s",
             self._target.name, row.eid, row.channel, error,
         )  # fmt: skip
-        DeadLetter.objects.using(self._using).bulk_create(
-            [
-                DeadLetter(
-                    event_id=row.id,
-                    partition=self._partition,
-                    position=row.position,
-                    channel=row.channel,
-                    eid=row.eid,
-                    target=self._target.name,
-                    error=str(error),
-                )
-            ],
-            ignore_conflicts=True,
-        )
-        event = Event.objects.using(self._using).filter(pk=row.id).first()
-        event_dead_lettered.send_robust(
-            DeadLetter,
-            using=self._using,
-            target=self._target.name,
-            event=event,
-            error=str(error),
+        _write_letters(
+            self._using, self._partition, self._target.name, [row], str(error)
         )
 
     def _renew(self) -> None:
@@ -495,6 +523,163 @@ class _Relay:
             )
             due = Coalesce("next_attempt", Now())
             rows.update(next_attempt=Greatest(due, earliest))
+
+    # --- dead letters
+
+    def retry(self, keys: Collection[int]) -> RetryReport:
+        """Do the work of retry_dead_letters, under the lease."""
+        self._ensure_cursors()
+        cursor = self._acquire(force=True)
+        if cursor is None:
+            return RetryReport(busy=len(keys))
+        report = RetryReport()
+        try:
+            self._retry_letters(report, cursor.watermark, keys)
+        except PublishError as error:
+            report.error = str(error)
+        except _LeaseLostError:
+            report.error = "another relay has taken over"
+        finally:
+            self._release()
+        if not report.error and self._has_work():
+            # What is due again, and what others were woken for while we had the lease.
+            self.run(force=False)
+        return report
+
+    def _retry_letters(
+        self, report: RetryReport, watermark: int, keys: Collection[int]
+    ) -> None:
+        letters = self._letters().filter(pk__in=keys).order_by("position")
+        for letter in letters:
+            if letter.position > watermark:  # its turn has not come yet
+                report.due += 1
+            elif self._is_superseded(letter, watermark):
+                report.superseded += 1
+            else:
+                row = self._storage.read_row(self._using, letter.event_id)
+                if row is None:  # pruned meanwhile
+                    continue
+                self._renew()
+                try:
+                    self._target.publish(self._target.encode(_ask_again(row)))
+                except PublishRejectedError as error:
+                    self._letters().filter(pk=letter.pk).update(error=str(error))
+                    report.refused += 1
+                    continue
+                report.published += 1
+            self._letters().filter(pk=letter.pk).delete()
+
+    def _letters(self) -> QuerySet[DeadLetter]:
+        return DeadLetter.objects.using(self._using).filter(
+            partition=self._partition, target=self._target.name
+        )
+
+    def _is_superseded(self, letter: DeadLetter, watermark: int) -> bool:
+        """Say whether the target has had a newer event of the channel.
+
+        Its readers saw that the newer one does not follow, and read the log. Published
+        now, the older one would reach them late and a second time.
+        """
+        if letter.eid is None:  # a kick: it has no place among the events
+            return False
+        newer = Event.objects.using(self._using).filter(
+            channel=letter.channel, eid__gt=letter.eid, position__lte=watermark
+        )
+        refused = self._letters().filter(channel=letter.channel)
+        return newer.exclude(pk__in=refused.values("event_id")).exists()
+
+
+def _write_letters(
+    using: str, partition: int, target: str, rows: Collection[OutboxRow], error: str
+) -> None:
+    letters = [
+        DeadLetter(
+            event_id=row.id,
+            partition=partition,
+            position=row.position,
+            channel=row.channel,
+            eid=row.eid,
+            target=target,
+            error=error,
+        )
+        for row in rows
+    ]
+    DeadLetter.objects.using(using).bulk_create(letters, ignore_conflicts=True)
+    for event in Event.objects.using(using).filter(pk__in=[row.id for row in rows]):
+        event_dead_lettered.send_robust(
+            DeadLetter, using=using, target=target, event=event, error=error
+        )
+
+
+def give_up(using: str, target_name: str, event_id: int, reason: str) -> None:
+    """Make an event that waits a dead letter of a target, at an operator's request.
+
+    For an event that its target answers with an error that is not about the event, say a
+    500, and that holds up its partition for ever. The target's readers see the gap and
+    get the event from the log. One that is on its way right now may arrive all the same.
+
+    Args:
+        using: Database alias.
+        target_name: One of `get_targets()`.
+        event_id: The event's primary key.
+        reason: What the dead letter is to say.
+
+    Raises:
+        CannotGiveUpError: Says why the event is not one that waits for the target.
+    """
+    if target_name not in get_targets():
+        raise CannotGiveUpError(f"{target_name} is not in the settings.")
+    event = Event.objects.using(using).filter(pk=event_id).first()
+    if event is None:
+        raise CannotGiveUpError(f"Event {event_id} is not stored (any more).")
+    if event.kind == EventKind.KICK:
+        raise CannotGiveUpError(
+            f"{event.channel}: a withdrawn permission is never given up, or the user "
+            "would read on."
+        )
+    storage = get_storage()
+    partition = event.partition
+    if event.position is None:
+        storage.number_all(using, partition)
+    row = storage.read_row(using, event_id)
+    mark = (
+        Cursor.objects.using(using)
+        .filter(partition=partition, target=target_name)
+        .values_list("watermark", flat=True)
+        .first()
+    )
+    if row is None or (mark is not None and row.position <= mark):
+        raise CannotGiveUpError(f"{event} does not wait for {target_name} any more.")
+    logger.error("Gave up %s for %s: %s", event, target_name, reason)
+    _write_letters(using, partition, target_name, [row], reason)
+
+
+def retry_dead_letters(
+    using: str, target_name: str, keys: Collection[int]
+) -> RetryReport:
+    """Publish what a target once refused, where that is still of use.
+
+    Only while nothing newer of its channel was accepted there: after that its readers
+    have it from the log, and it would reach them a second time and out of order. Such a
+    letter is removed, as what it tells of is over.
+
+    Args:
+        using: Database alias.
+        target_name: One of `get_targets()`.
+        keys: Primary keys of the dead letters; those of other targets are left alone.
+    """
+    target = get_targets().get(target_name)
+    if target is None:
+        return RetryReport(error=f"{target_name} is not in the settings")
+    letters = DeadLetter.objects.using(using).filter(pk__in=keys, target=target_name)
+    by_partition: dict[int, list[int]] = {}
+    for key, partition in letters.values_list("pk", "partition"):
+        by_partition.setdefault(partition, []).append(key)
+    total = RetryReport()
+    for partition, some in sorted(by_partition.items()):
+        relay = _Relay(get_storage(), using, partition, target)
+        total.add(relay.retry(some))
+    return total
 
 
 def _ask_again(row: OutboxRow) -> OutboxRow:

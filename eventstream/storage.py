@@ -326,6 +326,14 @@ class DjangoModelStorage:
             marked.append(row)
         return marked
 
+    def read_row(self, using: str, event_id: int) -> OutboxRow | None:
+        """Return the numbered row with this primary key; None if there is none."""
+        rows = Event.objects.using(using).filter(pk=event_id, position__isnull=False)
+        values = rows.values_list("partition", *_ROW_COLUMNS).first()
+        if values is None:
+            return None
+        return self._mark(using, values[0], [OutboxRow(*values[1:])])[0]
+
     def last_position(self, using: str, partition: int) -> int:
         """Return the last position given in a partition, 0 if none ever was."""
         rows = Partition.objects.using(using).filter(number=partition)

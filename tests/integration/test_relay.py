@@ -12,8 +12,18 @@ from django.db.models.functions import Now
 from pytest_django import Settings
 
 from eventstream import EventSpec, jobs, send_event, send_events
+from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
-from eventstream.relay import Outcome, _Relay, pending, relay_all, relay_partition
+from eventstream.relay import (
+    Outcome,
+    RetryReport,
+    _Relay,
+    give_up,
+    pending,
+    relay_all,
+    relay_partition,
+    retry_dead_letters,
+)
 from eventstream.storage import get_storage, partition_of
 from tests.support.targets import RecordingTarget
 
@@ -521,3 +531,200 @@ def test_undelivered_are_counted_over_very_many_partitions(targets: Targets) -> 
     Event.objects.create(partition=7, channel="x", type="message", data="x")
 
     assert get_storage().count_undelivered("default", ["a"]) == 3
+
+
+# --- dead letters
+
+
+def letters(target: str) -> list[int]:
+    """Return the ids of a target's dead letters, in order."""
+    rows = DeadLetter.objects.filter(target=target).order_by("position")
+    return [eid or 0 for eid in rows.values_list("eid", flat=True)]
+
+
+def retry(target: str, *eids: int) -> RetryReport:
+    rows = DeadLetter.objects.filter(target=target)
+    if eids:
+        rows = rows.filter(eid__in=eids)
+    return retry_dead_letters(
+        "default", target, list(rows.values_list("pk", flat=True))
+    )
+
+
+def test_event_that_was_given_up_is_passed_over(targets: Targets) -> None:
+    targets["a"].is_down = True
+    send(4)
+    relay_all("default")
+    for eid in (2, 4):
+        event = Event.objects.get(eid=eid)
+        give_up("default", "a", event.pk, "Given up by ann.")
+    targets["a"].is_down = False
+
+    report = relay_partition("default", PARTITION, "a", force=True)
+
+    assert targets["a"].ids("orders") == [1, 3]
+    assert targets["b"].ids("orders") == [1, 2, 3, 4]
+    assert report.event_count == 2
+    assert letters("a") == [2, 4]
+    assert pending("default") == []
+
+
+def test_event_that_was_given_up_is_not_the_newest_of_a_backlog(
+    targets: Targets,
+) -> None:
+    targets["a"].is_down = True
+    send(2)
+    relay_all("default")
+    Cursor.objects.update(failing_since=Now() - ago(31))
+    give_up("default", "a", Event.objects.get(eid=2).pk, "")
+    targets["a"].is_down = False
+
+    relay_partition("default", PARTITION, "a", force=True)
+
+    assert targets["a"].ids("orders") == []
+    assert pending("default") == []
+
+
+def test_unnumbered_event_can_be_given_up(targets: Targets) -> None:
+    relay_partition("default", PARTITION, "a")
+    send()
+
+    give_up("default", "a", Event.objects.get().pk, "")
+    relay_all("default")
+
+    assert targets["a"].received == []
+    assert targets["b"].ids("orders") == [1]
+
+
+def test_only_what_waits_can_be_given_up(targets: Targets) -> None:
+    send()
+    relay_all("default")
+    event = Event.objects.get()
+    kick = Event.objects.create(
+        kind=EventKind.KICK, channel="orders", partition=PARTITION, type="k", data="7"
+    )
+    wrong = [
+        ("a", event.pk, "does not wait"),
+        ("a", kick.pk, "never given up"),
+        ("a", kick.pk + 1, "not stored"),
+        ("gone", event.pk, "not in the settings"),
+    ]
+
+    for target, key, words in wrong:
+        with pytest.raises(CannotGiveUpError, match=words):
+            give_up("default", target, key, "")
+
+    assert not DeadLetter.objects.exists()
+
+
+def test_dead_letter_is_published_when_the_target_takes_it(targets: Targets) -> None:
+    targets["a"].poison = {"1"}
+    send(2)
+    relay_all("default")
+
+    again = retry("a")
+    targets["a"].poison = set()
+    accepted = retry("a")
+
+    assert (again.refused, again.published) == (1, 0)
+    assert (accepted.refused, accepted.published) == (0, 1)
+    assert targets["a"].ids("orders") == [1, 2]
+    assert letters("a") == []
+
+
+def test_dead_letters_are_published_in_order(targets: Targets) -> None:
+    targets["a"].poison = {"1", "2"}
+    send(3)
+    relay_all("default")
+    targets["a"].poison = set()
+
+    report = retry("a")
+
+    assert report == RetryReport(published=2)
+    assert targets["a"].ids("orders") == [1, 2, 3]
+
+
+def test_dead_letter_is_not_published_after_a_newer_event(targets: Targets) -> None:
+    """Its readers have it from the log: it would be late, and the second."""
+    targets["a"].poison = {"0"}
+    send(2)
+    relay_all("default")
+    targets["a"].poison = set()
+
+    report = retry("a")
+
+    assert report == RetryReport(superseded=1)
+    assert targets["a"].ids("orders") == [2]
+    assert letters("a") == []
+
+
+def test_dead_kick_is_published_whatever_came_after(targets: Targets) -> None:
+    targets["a"].poison = {"7"}
+    Event.objects.create(
+        kind=EventKind.KICK, channel="orders", partition=PARTITION, type="k", data="7"
+    )
+    send()
+    relay_all("default")
+    assert DeadLetter.objects.filter(target="a").count() == 1
+    targets["a"].poison = set()
+
+    report = retry("a")
+
+    assert report == RetryReport(published=1)
+    assert targets["a"].ids("orders") == [1, "kick"]
+
+
+def test_retried_event_whose_turn_has_not_come_is_published_in_order(
+    targets: Targets,
+) -> None:
+    targets["a"].is_down = True
+    send(3)
+    relay_all("default")
+    give_up("default", "a", Event.objects.get(eid=2).pk, "")
+    targets["a"].is_down = False
+    Cursor.objects.update(next_attempt=None)
+
+    report = retry("a")
+
+    assert report == RetryReport(due=1)
+    assert targets["a"].ids("orders") == [1, 2, 3]
+
+
+def test_retry_leaves_a_letter_of_a_failing_or_busy_target(targets: Targets) -> None:
+    targets["a"].poison = {"0"}
+    send(2)
+    relay_all("default")
+    Event.objects.filter(eid=2).delete()
+    targets["a"].poison = set()
+    targets["a"].is_down = True
+
+    failing = retry("a")
+    Cursor.objects.update(lease_token="another", lease_until=Now() + ago(60))
+    busy = retry("a")
+    unknown = retry_dead_letters("default", "gone", [1])
+
+    assert failing == RetryReport(error="a is down")
+    assert busy == RetryReport(busy=1)
+    assert "not in the settings" in unknown.error
+    assert letters("a") == [1]
+    row = cursor("b")
+    assert row.lease_token == "another"
+
+
+def test_event_sent_during_a_retry_is_not_left_behind(targets: Targets) -> None:
+    """Its wake-up found the lease taken, and went away."""
+    targets["a"].poison = {"1"}
+    send(2)
+    relay_all("default")
+    targets["a"].poison = set()
+
+    def send_another() -> None:
+        targets["a"].before = lambda: None
+        send(1)
+        assert relay_partition("default", PARTITION, "a").outcome is Outcome.BUSY
+
+    targets["a"].before = send_another
+    report = retry("a")
+
+    assert report == RetryReport(published=1)
+    assert targets["a"].ids("orders") == [1, 2, 3]

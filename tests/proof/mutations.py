@@ -75,6 +75,16 @@ MUTATIONS = [
         f"{RELAY}::test_refused_event_is_buried_and_the_rest_delivered",
     ),
     Mutation(
+        "a dead letter is published after a newer event", "eventstream/relay.py",
+        "elif self._is_superseded(letter, watermark):", "elif False:",
+        f"{RELAY}::test_dead_letter_is_not_published_after_a_newer_event",
+    ),
+    Mutation(
+        "what was given up is published", "eventstream/relay.py",
+        "return [row for row in rows if row.position not in given_up]", "return list(rows)",
+        f"{RELAY}::test_event_that_was_given_up_is_passed_over",
+    ),
+    Mutation(
         "numbered in descending order", "eventstream/storage.py",
         "row_number() OVER (ORDER BY b.id) AS place,\n    CASE WHEN b.kind = 0 THEN c.last_eid",
         "row_number() OVER (ORDER BY b.id DESC) AS place,\n    CASE WHEN b.kind = 0 THEN c.last_eid",
