@@ -18,6 +18,7 @@ __all__ = [
     "asend_event",
     "channel_permission_changed",
     "get_current_event_id",
+    "make_subscribe_token",
     "send_event",
     "send_events",
 ]
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
         send_event,
         send_events,
     )
+    from eventstream.tokens import make_subscribe_token
 else:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            return getattr(importlib.import_module("eventstream.api"), name)
+            home = "tokens" if name == "make_subscribe_token" else "api"
+            return getattr(importlib.import_module(f"eventstream.{home}"), name)
         if name == "urls":  # the peer's include(django_eventstream.urls)
             return importlib.import_module("eventstream.urls")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
+from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 from django.http import HttpRequest
 
@@ -17,29 +20,43 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @runtime_checkable
 class Authorizer(Protocol):
     """An authorizer of release 1.1."""
 
-    def can_read_channel(self, user: AbstractBaseUser | None, channel: str) -> bool: ...
+    def can_read_channel(
+        self, user: AbstractBaseUser | None, channel: str
+    ) -> bool | Awaitable[bool]: ...
 
 
 class ChannelManagerBase:
-    """The extension point. Subclass DefaultChannelManager and override what differs."""
+    """The extension point. Subclass DefaultChannelManager and override what differs.
+
+    Any method may be `async def`. It then runs in the event loop that serves the request,
+    or, in a worker, a shell or the hub's threads, in a loop made for the call: what belongs
+    to one loop, such as an HTTP client, must be opened within the call.
+    """
 
     def get_channels_for_request(
         self, request: HttpRequest, view_kwargs: Mapping[str, Any]
-    ) -> Collection[str]:
+    ) -> Collection[str] | Awaitable[Collection[str]]:
         """Return the channels that the request asks for."""
         raise NotImplementedError
 
-    def can_read_channel(self, user: AbstractBaseUser | None, channel: str) -> bool:
+    def can_read_channel(
+        self, user: AbstractBaseUser | None, channel: str
+    ) -> bool | Awaitable[bool]:
         """Say whether the user (None: anonymous) may read the channel."""
         raise NotImplementedError
 
-    def is_channel_reliable(self, channel: str) -> bool:
-        """Say whether events of the channel are stored, numbered and replayable."""
+    def is_channel_reliable(self, channel: str) -> bool | Awaitable[bool]:
+        """Say whether events of the channel are stored, numbered and replayable.
+
+        Asked at every send, so it should not wait for anything.
+        """
         raise NotImplementedError
 
 
@@ -48,7 +65,7 @@ class DefaultChannelManager(ChannelManagerBase):
 
     def get_channels_for_request(
         self, request: HttpRequest, view_kwargs: Mapping[str, Any]
-    ) -> Collection[str]:
+    ) -> Collection[str] | Awaitable[Collection[str]]:
         if "format-channels" in view_kwargs:
             formats = view_kwargs["format-channels"]
             return {template.format(**view_kwargs) for template in formats}
@@ -58,14 +75,16 @@ class DefaultChannelManager(ChannelManagerBase):
             return {view_kwargs["channel"]}
         return set(request.GET.getlist("channel"))
 
-    def can_read_channel(self, user: AbstractBaseUser | None, channel: str) -> bool:
+    def can_read_channel(
+        self, user: AbstractBaseUser | None, channel: str
+    ) -> bool | Awaitable[bool]:
         path = conf.get_options().authorizer_class
         if path is None:
             return True
         authorizer: Authorizer = conf.load(path)
         return authorizer.can_read_channel(user, channel)
 
-    def is_channel_reliable(self, channel: str) -> bool:
+    def is_channel_reliable(self, channel: str) -> bool | Awaitable[bool]:
         return True
 
 
@@ -75,11 +94,38 @@ def get_channelmanager() -> ChannelManagerBase:
     return manager
 
 
+def _resolve(answers: Sequence[T | Awaitable[T]]) -> list[T]:
+    """Return the manager's answers, waited for together where its methods are async.
+
+    A coroutine is truthy: an answer that nobody waits for would permit everything. Not to
+    be called in the thread of a running event loop.
+    """
+    if not any(inspect.isawaitable(answer) for answer in answers):
+        return cast("list[T]", list(answers))
+
+    async def wait(answer: T | Awaitable[T]) -> T:
+        return await answer if inspect.isawaitable(answer) else answer
+
+    async def wait_for_all() -> list[T]:
+        return list(await asyncio.gather(*[wait(answer) for answer in answers]))
+
+    return async_to_sync(wait_for_all)()
+
+
+def requested_channels(
+    request: HttpRequest, view_kwargs: Mapping[str, Any]
+) -> set[str]:
+    """Return the channels that a request asks for."""
+    manager = get_channelmanager()
+    [names] = _resolve([manager.get_channels_for_request(request, view_kwargs)])
+    return set(names)
+
+
 def is_reliable(channel: str) -> bool:
     """Say whether the channel is stored: by its manager, and by the settings."""
     if conf.get_options().storage_class is None:
         return False
-    return get_channelmanager().is_channel_reliable(channel)
+    return _resolve([get_channelmanager().is_channel_reliable(channel)])[0]
 
 
 def refused_channels(
@@ -87,7 +133,9 @@ def refused_channels(
 ) -> list[str]:
     """Return those of the channels that the user may not read, sorted."""
     can_read = get_channelmanager().can_read_channel
-    return sorted(name for name in channels if not can_read(user, name))
+    names = sorted(channels)
+    answers = _resolve([can_read(user, name) for name in names])
+    return [name for name, may in zip(names, answers, strict=True) if not may]
 
 
 def check_permission(user: AbstractBaseUser | None, channels: Collection[str]) -> None:

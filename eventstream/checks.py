@@ -13,6 +13,7 @@
 | eventstream.W004  | warning | BATCH_BYTES too small for MAX_EVENT_BYTES         |
 | eventstream.W005  | warning | a GRIP proxy without a key                        |
 | eventstream.W006  | warning | the sweep has not run lately (--database)         |
+| eventstream.W020  | warning | CORS credentials, and only '*' as an origin       |
 """
 
 from __future__ import annotations
@@ -62,12 +63,23 @@ def check_settings(
     found += _check_databases()
     found += _check_grip()
     found += _check_holding()
+    found += _check_cors()
     options = conf.get_options()
     if options.batch_bytes < options.max_event_bytes * 2 + 2000:
         hint = "JSON in JSON can double its size. A larger event would be refused."
         text = "EVENTSTREAM_BATCH_BYTES is less than twice EVENTSTREAM_MAX_EVENT_BYTES."
         found.append(Warning(text, hint=hint, id="eventstream.W004"))
     return found
+
+
+def _check_cors() -> Iterable[CheckMessage]:
+    if conf.get_options().allow_credentials and conf.allowed_origins() <= {"*"}:
+        text = "EVENTSTREAM_ALLOW_CREDENTIALS is set, and no origin is named."
+        hint = (
+            "Name the origins that may send cookies in EVENTSTREAM_ALLOW_ORIGINS: '*' "
+            "lets pages of any site read what everybody may read, without cookies."
+        )
+        yield Warning(text, hint=hint, id="eventstream.W020")
 
 
 def _check_databases() -> Iterable[CheckMessage]:

@@ -155,8 +155,8 @@ SETTINGS = [
     Setting("UNNUMBERED_AFTER", 1.0, "Seconds after which a reader that finds committed events without a number numbers them itself.", _seconds(0, 60)),
     Setting("ALLOW_ORIGINS", [], "Origins that may read the stream (CORS), or '*'.", _origins),
     Setting("ALLOW_ORIGIN", "", "The same under the name of older releases.", _origins),
-    Setting("ALLOW_CREDENTIALS", False, "Whether those origins may send cookies.", _boolean),
-    Setting("ALLOW_HEADERS", "", "Value of Access-Control-Allow-Headers.", _text),
+    Setting("ALLOW_CREDENTIALS", False, "Whether the origins named there may send cookies. Never those that only '*' lets in.", _boolean),
+    Setting("ALLOW_HEADERS", "", "Value of Access-Control-Allow-Headers; by default Authorization, Cache-Control and Last-Event-ID.", _text),
 ]  # fmt: skip
 
 
@@ -230,6 +230,15 @@ def redis_arguments() -> dict[str, Any] | None:
     if not value:
         return None
     return {"url": value} if isinstance(value, str) else dict(value)
+
+
+def allowed_origins() -> set[str]:
+    """Return the origins that may read the stream, in lower case as browsers send them."""
+    options = get_options()
+    origins: set[str] = set()
+    for value in (options.allow_origins, options.allow_origin):
+        origins |= {value} if isinstance(value, str) else set(value)
+    return {origin.lower() for origin in origins if origin}
 
 
 def grip_proxies() -> list[dict[str, Any]]:

@@ -12,6 +12,9 @@ EventStreamError
 │   └── ExpiredLinkError                a next link is too old or not ours
 ├── ChannelPermissionError              a reader may not read some channel
 ├── CannotGiveUpError                   an event does not wait for that target
+├── TokenError                          a subscribe token does not open a stream
+│   ├── ExpiredTokenError               it did, or its user has a new password
+│   └── InvalidTokenError               it is not ours, or its account is not active
 └── PublishError                        a target did not accept a batch
     ├── PublishUnavailableError         refused, timed out, 5xx: retry later
     └── PublishRejectedError            an item can never be accepted
@@ -76,6 +79,18 @@ class ChannelPermissionError(EventStreamError):
 
 class CannotGiveUpError(EventStreamError):
     """The event is not one that waits for the target, or must not be given up."""
+
+
+class TokenError(EventStreamError):
+    """A subscribe token does not open a stream."""
+
+
+class ExpiredTokenError(TokenError):
+    """It is too old, or its user has a new password. Another one will do."""
+
+
+class InvalidTokenError(TokenError):
+    """It is not signed by this site, or its account is not active."""
 
 
 class PublishError(EventStreamError):

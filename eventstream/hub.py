@@ -37,7 +37,6 @@ from eventstream.channelmanager import (
     asks_permissions,
     check_permission,
     find_user,
-    is_reliable,
 )
 from eventstream.exceptions import ChannelPermissionError
 from eventstream.positions import format_position, quote_channel
@@ -89,10 +88,10 @@ class TailEvent:
 class ChannelState:
     """A channel as this process knows it: a tail without gaps, ending at `head`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, is_reliable: bool) -> None:
         self.name = name
         self.quoted = quote_channel(name)
-        self.is_reliable = is_reliable(name)
+        self.is_reliable = is_reliable
         self.alias = ""
         self.head = 0
         self.wanted = 0
@@ -271,7 +270,8 @@ class Hub:
         """Yield a stream's bytes, for as long as the client stays."""
         options = conf.get_options()
         self._start()
-        states = [self._get_state(name) for name in reader.channels]
+        reliable = reader.reliable
+        states = [self._get_state(name, name in reliable) for name in reader.channels]
         subscriber = Subscriber(reader, states)
         for state in states:
             state.subscribers.add(subscriber)
@@ -379,10 +379,10 @@ class Hub:
 
     # --- channels
 
-    def _get_state(self, name: str) -> ChannelState:
+    def _get_state(self, name: str, is_reliable: bool) -> ChannelState:
         state = self._states.get(name)
         if state is None:
-            state = self._states[name] = ChannelState(name)
+            state = self._states[name] = ChannelState(name, is_reliable=is_reliable)
         return state
 
     async def _join(self, state: ChannelState) -> None:

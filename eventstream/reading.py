@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from django.contrib.auth.models import AnonymousUser
 from django.core import signing
 from django.db import connections
 
@@ -17,11 +19,12 @@ from eventstream.channelmanager import (
     asks_permissions,
     check_permission,
     find_user,
-    get_channelmanager,
     is_reliable,
+    requested_channels,
 )
 from eventstream.exceptions import (
     BadRequestError,
+    ChannelPermissionError,
     ExpiredLinkError,
     InvalidChannelError,
 )
@@ -33,8 +36,10 @@ from eventstream.storage import (
     get_storage,
     is_skipped,
 )
+from eventstream.tokens import take_grant
 
 if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser
     from django.http import HttpRequest
 
 LINK_QUANTUM = 3600
@@ -61,7 +66,7 @@ class Reader:
     positions: Mapping[str, int] = field(default_factory=dict)
     checked_at: float = 0.0
 
-    @property
+    @cached_property
     def reliable(self) -> tuple[str, ...]:
         return tuple(name for name in self.channels if is_reliable(name))
 
@@ -87,8 +92,16 @@ def read_request(request: HttpRequest, view_kwargs: Mapping[str, Any]) -> Reader
     Raises:
         BadRequestError: Channels or Last-Event-ID cannot be understood.
         ChannelPermissionError: Some channel may not be read.
+        TokenError: The request's subscribe token does not open a stream.
     """
-    names = set(get_channelmanager().get_channels_for_request(request, view_kwargs))
+    grant = take_grant(request)
+    if grant is not None:
+        _set_user(request, grant.user)
+    names = requested_channels(request, view_kwargs)
+    if grant is not None:
+        names = names or set(grant.channels)
+        if names - grant.channels:
+            raise ChannelPermissionError(sorted(names - grant.channels))
     if not names:
         raise BadRequestError("No channels specified")
     limit = conf.get_options().channel_limit
@@ -108,12 +121,25 @@ def read_request(request: HttpRequest, view_kwargs: Mapping[str, Any]) -> Reader
         user = None
     checked_at = time.monotonic()
     check_permission(user, names)
-    return Reader(
+    reader = Reader(
         channels=tuple(sorted(names)),
         user_id="" if user is None else str(user.pk),
         checked_at=checked_at,
         positions={n: eid for n, eid in positions.items() if n in names},
     )
+    reader.reliable  # noqa: B018  asked here: the hub runs where no manager can be waited for
+    return reader
+
+
+def _set_user(request: HttpRequest, user: AbstractBaseUser | None) -> None:
+    """Make the token's user that of the request, as a channel manager looks for it."""
+    found: Any = AnonymousUser() if user is None else user
+
+    async def auser() -> Any:
+        return found
+
+    request.user = found
+    request.auser = auser
 
 
 def sign_link(

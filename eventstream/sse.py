@@ -47,17 +47,24 @@ def encode_reset(channels: list[str], event_id: str) -> str:
 
 
 def encode_error(
-    condition: str, text: str, extra: Mapping[str, object] | None = None
+    condition: str,
+    text: str,
+    extra: Mapping[str, object] | None = None,
+    *,
+    is_final: bool = True,
 ) -> str:
-    """Return a stream-error, after which the client must not resume.
+    """Return a stream-error.
 
     Args:
-        condition: "bad-request", "forbidden", "internal-error" or "unsupported".
+        condition: "bad-request", "forbidden", "token-invalid", "token-expired" or
+            "internal-error".
         text: For people.
         extra: More keys of the data, for instance the channels concerned.
+        is_final: The client must not resume: it loses its position.
     """
     data = {"condition": condition, "text": text, **(extra or {})}
-    return encode_event("stream-error", json.dumps(data), ERROR_ID)
+    event_id = ERROR_ID if is_final else None
+    return encode_event("stream-error", json.dumps(data), event_id)
 
 
 def encode_preamble(padding: int, retry: int | None, event_id: str = "") -> str:

@@ -17,13 +17,15 @@ from django.http import (
     HttpResponseNotAllowed,
     StreamingHttpResponse,
 )
-from django.utils.cache import patch_vary_headers
 
-from eventstream import conf, hold, sse
+from eventstream import hold, sse
+from eventstream.cors import allow_origin
 from eventstream.exceptions import (
     BadRequestError,
     ChannelPermissionError,
     ExpiredLinkError,
+    ExpiredTokenError,
+    InvalidTokenError,
     ResumeNotAllowedError,
 )
 from eventstream.hub import get_hub
@@ -92,6 +94,11 @@ def _answer(
         text = sse.encode_error("bad-request", f"Invalid request: {error}")
     except ChannelPermissionError as error:
         text = sse.encode_error("forbidden", str(error), {"channels": error.channels})
+    except InvalidTokenError as error:
+        text = sse.encode_error("token-invalid", str(error))
+    except ExpiredTokenError as error:
+        # Without an id: the client keeps its position, for the stream with a new token.
+        text = sse.encode_error("token-expired", str(error), is_final=False)
     return HttpResponse(text, content_type=hold.CONTENT_TYPE)
 
 
@@ -128,28 +135,9 @@ def _release_thread() -> None:
 
 
 def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    response["Cache-Control"] = "no-cache"
+    # Nobody may keep it: neither the stream nor a refusal, which may be one user's alone.
+    response["Cache-Control"] = "no-cache, no-store, private"
     response["X-Accel-Buffering"] = "no"
-    options = conf.get_options()
-    origins: list[str] = []
-    for value in (options.allow_origins, options.allow_origin):
-        origins += [value] if isinstance(value, str) else list(value)
-    origins = [origin for origin in origins if origin]
-    if not origins:
-        return response
-    patch_vary_headers(response, ["Origin"])
-    origin = request.headers.get("Origin")
-    if origin is None or not ("*" in origins or origin in origins):
-        return response
-    # With credentials a browser takes no "*".
-    response["Access-Control-Allow-Origin"] = origin
-    if options.allow_credentials:
-        response["Access-Control-Allow-Credentials"] = "true"
-    if request.method == "OPTIONS":
-        response["Access-Control-Allow-Methods"] = "GET, OPTIONS"
-        response["Access-Control-Max-Age"] = "600"
-    if options.allow_headers or request.method == "OPTIONS":
-        response["Access-Control-Allow-Headers"] = options.allow_headers or (
-            "Last-Event-ID, Cache-Control"
-        )
+    response["X-Content-Type-Options"] = "nosniff"
+    allow_origin(request, response)
     return response

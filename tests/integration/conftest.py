@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import time
+
+import jwt
 import pytest
 from pytest_django import Settings
 
 from tests.support.targets import RecordingTarget
+
+KEY = "k" * 32
+
+
+@pytest.fixture
+def proxy(settings: Settings) -> dict[str, str]:
+    """Headers of a request that came through the GRIP proxy."""
+    settings.GRIP_PROXIES = [{"control_uri": "http://127.0.0.1:1", "key": KEY}]
+    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    settings.EVENTSTREAM_UNNUMBERED_AFTER = 0
+    claims = {"iss": "pushpin", "exp": int(time.time()) + 3600}
+    return {"Grip-Sig": jwt.encode(claims, KEY, algorithm="HS256")}
 
 
 @pytest.fixture

@@ -324,7 +324,7 @@ async def test_thousand_that_come_back_at_once_share_a_read(
 def test_events_that_do_not_follow_are_not_taken() -> None:
     from eventstream.hub import ChannelState
 
-    state = ChannelState("orders")
+    state = ChannelState("orders", is_reliable=True)
     state.extend([LogEvent(1, "message", "a", ""), LogEvent(3, "message", "c", "")])
 
     assert (state.head, [item.place for item in state.tail]) == (1, [1])

@@ -21,18 +21,6 @@ from tests.support.sse import Message, Parser
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-KEY = "k" * 32
-
-
-@pytest.fixture
-def proxy(settings: Settings) -> dict[str, str]:
-    """Headers of a request that came through the GRIP proxy."""
-    settings.GRIP_PROXIES = [{"control_uri": "http://127.0.0.1:1", "key": KEY}]
-    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
-    settings.EVENTSTREAM_UNNUMBERED_AFTER = 0
-    claims = {"iss": "pushpin", "exp": int(time.time()) + 3600}
-    return {"Grip-Sig": jwt.encode(claims, KEY, algorithm="HS256")}
-
 
 def read(response: HttpResponseBase) -> list[Message]:
     content: bytes = getattr(response, "content", b"")
@@ -196,52 +184,6 @@ def test_position_that_is_none_is_a_stream_error(value: str) -> None:
     error = json.loads(message.data)
     assert error["condition"] == "bad-request"
     assert "is not <channel>:<number>" in error["text"]
-
-
-# --- CORS
-
-
-@pytest.fixture
-def origins(settings: Settings) -> None:
-    settings.EVENTSTREAM_ALLOW_ORIGINS = ["https://a.example"]
-
-
-@pytest.mark.usefixtures("origins")
-def test_allowed_origin_may_read() -> None:
-    response = Client().get("/events/", headers={"Origin": "https://a.example"})
-
-    assert response["Access-Control-Allow-Origin"] == "https://a.example"
-    assert "Access-Control-Allow-Credentials" not in response
-    assert "Origin" in response["Vary"]
-
-
-@pytest.mark.usefixtures("origins")
-def test_other_origin_may_not() -> None:
-    response = Client().get("/events/", headers={"Origin": "https://b.example"})
-
-    assert "Access-Control-Allow-Origin" not in response
-    assert "Origin" in response["Vary"]
-
-
-@pytest.mark.usefixtures("origins")
-def test_preflight_is_answered(settings: Settings) -> None:
-    settings.EVENTSTREAM_ALLOW_CREDENTIALS = True
-    headers = {"Origin": "https://a.example", "Access-Control-Request-Method": "GET"}
-
-    response = Client().options("/events/", headers=headers)
-
-    assert response.status_code == 204
-    assert response["Access-Control-Allow-Methods"] == "GET, OPTIONS"
-    assert response["Access-Control-Allow-Credentials"] == "true"
-    assert "Last-Event-ID" in response["Access-Control-Allow-Headers"]
-
-
-def test_any_origin_is_answered_by_name(settings: Settings) -> None:
-    settings.EVENTSTREAM_ALLOW_ORIGIN = "*"
-
-    response = Client().get("/events/", headers={"Origin": "https://b.example"})
-
-    assert response["Access-Control-Allow-Origin"] == "https://b.example"
 
 
 # --- templates

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.http import HttpRequest
 from django.test import RequestFactory
 from pytest_django import Settings
 
 from eventstream.channelmanager import (
+    ChannelManagerBase,
     DefaultChannelManager,
     asks_permissions,
     is_reliable,
     refused_channels,
+    requested_channels,
 )
 
 DEFAULT = "eventstream.channelmanager.DefaultChannelManager"
@@ -40,9 +45,7 @@ def test_channels_come_from_the_view_else_from_the_query(
 ) -> None:
     request = RequestFactory().get("/?channel=q1&channel=q2")
 
-    found = DefaultChannelManager().get_channels_for_request(request, view_kwargs)
-
-    assert set(found) == expected
+    assert requested_channels(request, view_kwargs) == expected
 
 
 def test_default_manager_allows_everything_and_need_not_be_asked_again(
@@ -70,3 +73,67 @@ def test_without_storage_nothing_is_reliable(settings: Settings) -> None:
 
     settings.EVENTSTREAM_STORAGE_CLASS = None
     assert not is_reliable("orders")
+
+
+class AsyncAuthorizer:
+    async def can_read_channel(self, user: Any, channel: str) -> bool:
+        return not channel.startswith("_")
+
+
+class AsyncManager(ChannelManagerBase):
+    """Every method async; the answers are waited for together."""
+
+    def __init__(self) -> None:
+        self.barrier: asyncio.Barrier | None = None
+
+    async def get_channels_for_request(
+        self, request: HttpRequest, view_kwargs: Mapping[str, Any]
+    ) -> Collection[str]:
+        return request.GET.getlist("room")
+
+    async def can_read_channel(self, user: Any, channel: str) -> bool:
+        if channel.startswith("slow-"):
+            self.barrier = self.barrier or asyncio.Barrier(2)
+            await asyncio.wait_for(self.barrier.wait(), 5)
+        return not channel.endswith("-private")
+
+    async def is_channel_reliable(self, channel: str) -> bool:
+        return channel != "cursor"
+
+
+class HalfAsyncManager(DefaultChannelManager):
+    async def can_read_channel(self, user: Any, channel: str) -> bool:
+        return channel == "orders"
+
+
+def test_manager_may_be_async(settings: Settings) -> None:
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = f"{__name__}.AsyncManager"
+    request = RequestFactory().get("/?room=a&room=b")
+
+    assert requested_channels(request, {}) == {"a", "b"}
+    assert refused_channels(None, ["b-private", "a", "a-private"]) == [
+        "a-private",
+        "b-private",
+    ]
+    assert (is_reliable("orders"), is_reliable("cursor")) == (True, False)
+    assert asks_permissions()
+
+
+def test_async_answers_are_waited_for_together(settings: Settings) -> None:
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = f"{__name__}.AsyncManager"
+
+    assert refused_channels(None, ["slow-1", "slow-2-private"]) == ["slow-2-private"]
+
+
+def test_some_methods_may_be_async(settings: Settings) -> None:
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = f"{__name__}.HalfAsyncManager"
+
+    assert refused_channels(None, ["orders", "other"]) == ["other"]
+    assert is_reliable("orders")
+
+
+def test_authorizer_may_be_async(settings: Settings) -> None:
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = DEFAULT
+    settings.EVENTSTREAM_AUTHORIZER_CLASS = f"{__name__}.AsyncAuthorizer"
+
+    assert refused_channels(None, ["b", "_z", "_a"]) == ["_a", "_z"]

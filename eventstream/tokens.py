@@ -1,0 +1,178 @@
+"""Subscribe tokens: who may open a stream of which channels, signed, for a short time.
+
+For clients without the site's cookies: other origins, native applications. A token says
+who its bearer is and narrows what may be asked for. It grants nothing: the channel manager
+is asked as ever, so that a permission is given and withdrawn in one place. It is needed to
+open a stream, not to keep it: what is open is ended as any other, by
+`channel_permission_changed` and by asking the channel manager again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AnonymousUser
+from django.core import signing
+from django.core.handlers.asgi import ASGIRequest
+from django.utils.crypto import constant_time_compare, salted_hmac
+from django.views.decorators.debug import sensitive_variables
+
+from eventstream import conf
+from eventstream.api import check_channel
+from eventstream.exceptions import (
+    ExpiredTokenError,
+    InvalidChannelError,
+    InvalidTokenError,
+)
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser
+    from django.http import HttpRequest
+
+MAX_LIFETIME = 24 * 3600
+PREFIX = "es1."
+"""Begins every token, so that another scheme's bearer token is not taken for one."""
+
+_PARAMETER = "token"
+_SALT = "eventstream.subscribe"
+_SCHEME = "bearer "
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a token says.
+
+    Attributes:
+        user: Whose it is, as of now; None for an anonymous one.
+        channels: All that may be asked for with it.
+    """
+
+    user: AbstractBaseUser | None
+    channels: frozenset[str]
+
+
+def make_subscribe_token(
+    user: AbstractBaseUser | AnonymousUser | None,
+    channels: Collection[str],
+    *,
+    lifetime: float = 300,
+) -> str:
+    """Return a token with which a client without cookies may open a stream.
+
+    The client sends it as `Authorization: Bearer …`, or, where it can set no header, as
+    `?token=…`. When it opens a stream after that time it gets a stream-error with the
+    condition token-expired, and is to fetch a new one. The user's account going inactive and
+    a new password end it at once.
+
+    Args:
+        user: Whose it is; None or AnonymousUser for an anonymous one.
+        channels: What may be asked for with it, and what it asks for if the request names
+            no channel. The channel manager is asked all the same.
+        lifetime: Seconds for which a stream can be opened with it, up to a day.
+
+    Raises:
+        InvalidChannelError: A channel name is wrong, or there are none or too many.
+        ValueError: The lifetime is out of range, or the user is not saved.
+    """
+    if isinstance(channels, str) or not channels:
+        raise InvalidChannelError("channels must be a non-empty list of channel names")
+    names = sorted({check_channel(name) for name in channels})
+    limit = conf.get_options().channel_limit
+    if len(names) > limit:
+        raise InvalidChannelError(
+            f"channels: {len(names)} given, a stream has at most "
+            f"EVENTSTREAM_CHANNEL_LIMIT = {limit}"
+        )
+    if not 0 < lifetime <= MAX_LIFETIME:
+        raise ValueError(f"lifetime must be up to {MAX_LIFETIME} seconds: {lifetime}")
+    expires = int(time.time() + lifetime)
+    user_id, stamp = "", ""
+    if user is not None and user.is_authenticated:
+        if user.pk is None:
+            raise ValueError("user must be saved: a token names its primary key")
+        user_id, stamp = str(user.pk), _stamp(user)
+    content = [expires, user_id, stamp, names]
+    signer = signing.Signer(salt=_SALT)
+    return PREFIX + signer.sign_object(content, compress=True)
+
+
+@sensitive_variables()
+def take_grant(request: HttpRequest) -> Grant | None:
+    """Return what the request's token says, None if it has none.
+
+    The token is taken out of the request, so that no log, error page or reporter that is
+    shown the request afterwards can show it. The header wins over the query.
+
+    Raises:
+        ExpiredTokenError: A new one will do.
+        InvalidTokenError: It is none of this site's, or its account is not active.
+    """
+    header = request.META.get("HTTP_AUTHORIZATION", "")
+    token = ""
+    if header.lower().startswith(_SCHEME + PREFIX):
+        token = header[len(_SCHEME) :].strip()
+        del request.META["HTTP_AUTHORIZATION"]
+        request.__dict__.pop("headers", None)  # a copy of META, made on first use
+    if _PARAMETER in request.GET:
+        token = token or request.GET.get(_PARAMETER, "") or "-"
+        _forget_parameter(request)
+    return read_subscribe_token(token, now=time.time()) if token else None
+
+
+@sensitive_variables()
+def _forget_parameter(request: HttpRequest) -> None:
+    query = request.GET.copy()
+    del query[_PARAMETER]
+    text = query.urlencode()
+    request.GET = query  # type: ignore[assignment]
+    request.META["QUERY_STRING"] = text
+    # What servers write into their access logs: uvicorn from the scope, gunicorn from these.
+    if isinstance(request, ASGIRequest):
+        scope = cast("dict[str, Any]", request.scope)
+        scope["query_string"] = text.encode()
+    for name in ("RAW_URI", "REQUEST_URI"):
+        if name in request.META:
+            path = request.META[name].partition("?")[0]
+            request.META[name] = f"{path}?{text}" if text else path
+
+
+@sensitive_variables()
+def read_subscribe_token(token: str, *, now: float) -> Grant:
+    """Return what a token says.
+
+    Args:
+        token: As make_subscribe_token gave it.
+        now: Seconds since the epoch.
+
+    Raises:
+        ExpiredTokenError: A new one will do.
+        InvalidTokenError: It is none of this site's, or its account is not active.
+    """
+    invalid = InvalidTokenError("The token is not one of this site")
+    if not token.startswith(PREFIX):
+        raise invalid
+    signer = signing.Signer(salt=_SALT)
+    try:
+        content = signer.unsign_object(token.removeprefix(PREFIX))
+        expires, user_id, stamp, names = content
+    except (signing.BadSignature, ValueError, TypeError):
+        raise invalid from None
+    if expires <= now:
+        raise ExpiredTokenError("The token has expired: fetch a new one")
+    user = None
+    if user_id:
+        user = get_user_model()._default_manager.filter(pk=user_id).first()
+        if user is None or not user.is_active:
+            raise InvalidTokenError("The token's account is not active")
+        if not constant_time_compare(stamp, _stamp(user)):
+            raise ExpiredTokenError("The token has expired: fetch a new one")
+    return Grant(user, frozenset(names))
+
+
+def _stamp(user: AbstractBaseUser) -> str:
+    """Return what changes with the password, as the hash in Django's sessions does."""
+    return salted_hmac(_SALT, user.get_session_auth_hash()).hexdigest()[:16]
