@@ -6,6 +6,7 @@ EventStreamError
 │   ├── InvalidEventTypeError
 │   └── InvalidDataError
 ├── UnknownDatabaseError (ValueError)   the alias has no outbox
+├── UnknownTargetError (ValueError)     no target of that name is in the settings
 ├── BadRequestError (ValueError)        a reader's request cannot be understood
 │   ├── InvalidPositionError            Last-Event-ID does not parse
 │   ├── ResumeNotAllowedError           Last-Event-ID is that of a stream-error
@@ -47,6 +48,10 @@ class InvalidDataError(InvalidEventError):
 
 class UnknownDatabaseError(EventStreamError, ValueError):
     """The database alias is not one of EVENTSTREAM_DATABASES."""
+
+
+class UnknownTargetError(EventStreamError, ValueError):
+    """No target of that name is in the settings."""
 
 
 class BadRequestError(EventStreamError, ValueError):

@@ -39,6 +39,7 @@ from eventstream.channelmanager import (
     find_user,
 )
 from eventstream.exceptions import ChannelPermissionError
+from eventstream.holders import REPORT_SECONDS, holder_name, report, sign_off
 from eventstream.positions import format_position, quote_channel
 from eventstream.reading import Reader, number_stale
 from eventstream.signals import events_numbered, events_sent_unstored
@@ -262,6 +263,8 @@ class Hub:
         self._kicks: dict[tuple[str, str], float] = {}
         self._poll_soon = asyncio.Event()
         self._checked_at = time.monotonic()
+        self._name = holder_name()
+        self._reported_at = 0.0
         self.is_closed = False
 
     # --- streams
@@ -590,6 +593,9 @@ class Hub:
                 if now - subscriber.written_at >= options.keep_alive:
                     subscriber.is_due = True
                     subscriber.wake()
+            if now - self._reported_at >= REPORT_SECONDS:
+                self._reported_at = now
+                self._spawn(self._report(len(subscribers), len(self._states)))
             if now - self._checked_at >= options.permission_interval:
                 self._checked_at = now
                 if asks_permissions():
@@ -613,6 +619,12 @@ class Hub:
                 self._spawn(self.close())
                 return
 
+    async def _report(self, stream_count: int, channel_count: int) -> None:
+        call = functools.partial(
+            report, self._name, stream_count=stream_count, channel_count=channel_count
+        )
+        await self._in_thread(call)
+
     async def close(self) -> None:
         """Stop: nobody reads any more. Whoever comes next gets a new hub."""
         self.is_closed = True
@@ -626,6 +638,7 @@ class Hub:
             # Again and again: redis-py can swallow a cancellation that comes together
             # with a message.
             _, tasks = await asyncio.wait(tasks, timeout=0.5)
+        await self._in_thread(functools.partial(sign_off, self._name))
         await asyncio.to_thread(self._close_pool)
 
     def _close_pool(self) -> None:

@@ -12,14 +12,14 @@ from django.db.models.functions import Now
 from eventstream import conf
 from eventstream.models import Job
 from eventstream.relay import Outcome, relay_all
+from eventstream.series import prune_samples, record_sample
 from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 
 logger = logging.getLogger(__name__)
 
-REPUBLISH = "republish"
-PRUNE = "prune"
-
+REPUBLISH = Job.REPUBLISH
+PRUNE = Job.PRUNE
 
 SWEEP_LEASE = 8.0
 """Seconds for which a sweep keeps others away. Less than the ten between two sweeps: one
@@ -44,7 +44,10 @@ def republish(using: str) -> str | None:
         text = f"{events} events, {len(reports)} partitions behind, {failed} failed"
         return text, len(reports)
 
-    return _run(using, REPUBLISH, work, lease_seconds=SWEEP_LEASE)
+    result = _run(using, REPUBLISH, work, lease_seconds=SWEEP_LEASE)
+    if result is not None:
+        record_sample(using)
+    return result
 
 
 def prune(using: str, *, lease_seconds: float = 600) -> str | None:
@@ -62,6 +65,7 @@ def prune(using: str, *, lease_seconds: float = 600) -> str | None:
             storage.prune(using, partition, retention=retention, targets=targets)
             for partition in storage.partitions(using)
         )
+        prune_samples(using)
         return f"{count} events deleted", count
 
     return _run(using, PRUNE, work, lease_seconds=lease_seconds)

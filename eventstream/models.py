@@ -116,6 +116,21 @@ class Cursor(models.Model):
     failing_since = models.DateTimeField(null=True, blank=True)
     confirmed_at = models.DateTimeField(null=True, blank=True)
     last_error = models.TextField(default="", blank=True)
+    # Counted where the fact is written, so that every process sees the same figures.
+    confirmed_count = models.BigIntegerField(
+        db_default=0, help_text="Events that the target has accepted so far."
+    )
+    failure_count = models.BigIntegerField(
+        db_default=0, help_text="Attempts that have failed so far."
+    )
+    refused_count = models.BigIntegerField(
+        db_default=0, help_text="Events that the target has refused for good so far."
+    )
+    latency = models.DurationField(
+        null=True,
+        blank=True,
+        help_text="From writing to confirming, of the first event of the last batch.",
+    )
 
     class Meta:
         constraints = [
@@ -126,6 +141,21 @@ class Cursor(models.Model):
 
     def __str__(self) -> str:
         return f"{self.target} / {self.partition}"
+
+
+class PausedTarget(models.Model):
+    """A target that an operator has paused: nothing is published to it. Written by relay.
+
+    Its watermarks stay, so that it can go on from there. It holds up pruning no longer
+    than one that fails: after the retention, its readers get a stream-reset.
+    """
+
+    name = models.CharField(primary_key=True, max_length=191)
+    since = models.DateTimeField(db_default=Now())
+    reason = models.TextField(default="", blank=True)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class DeadLetter(models.Model):
@@ -159,6 +189,9 @@ class DeadLetter(models.Model):
 class Job(models.Model):
     """When a periodic job last ran: a missing beat is visible, and two do no harm."""
 
+    REPUBLISH = "republish"
+    PRUNE = "prune"
+
     name = models.CharField(primary_key=True, max_length=32)
     lease_until = models.DateTimeField(null=True, blank=True)
     started_at = models.DateTimeField(null=True, blank=True)
@@ -167,3 +200,28 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Holder(models.Model):
+    """A process that holds streams, as it last reported: how many readers there are."""
+
+    name = models.CharField(primary_key=True, max_length=191)
+    stream_count = models.PositiveIntegerField(default=0)
+    channel_count = models.PositiveIntegerField(default=0)
+    seen_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Sample(models.Model):
+    """What status.py found in one minute. Written by the sweep, read by series.py."""
+
+    minute = models.DateTimeField(primary_key=True)
+    event_count = models.BigIntegerField(help_text="Events written so far.")
+    oldest_seconds = models.FloatField(null=True)
+    reader_count = models.PositiveIntegerField(null=True)
+    targets = models.JSONField(default=dict)
+
+    def __str__(self) -> str:
+        return self.minute.isoformat()

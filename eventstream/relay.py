@@ -18,9 +18,10 @@ import random
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import connections, transaction
-from django.db.models import Exists, F, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce, Greatest, Now
 
 from eventstream import conf
@@ -32,7 +33,14 @@ from eventstream.exceptions import (
     PublishRejectedError,
     PublishUnavailableError,
 )
-from eventstream.models import Cursor, DeadLetter, Event, EventKind
+from eventstream.models import (
+    Cursor,
+    DeadLetter,
+    Event,
+    EventKind,
+    Partition,
+    PausedTarget,
+)
 from eventstream.signals import event_dead_lettered, events_confirmed
 from eventstream.storage import (
     DjangoModelStorage,
@@ -61,6 +69,7 @@ class Outcome(enum.Enum):
     BUSY = "busy"  # another relay has the lease, and will look again after releasing it
     WAITING = "waiting"  # it failed a moment ago; not due yet
     FAILED = "failed"
+    PAUSED = "paused"  # by an operator; what was sent has been numbered
     UNKNOWN = "unknown"  # the target is not in the settings
 
 
@@ -139,6 +148,7 @@ def relay_partition(
     """
     storage = get_storage()
     if target_name == NO_TARGET:
+        _ensure_cursors(storage, using, partition)  # there may be paused targets
         return Report(Outcome.DONE, storage.number_all(using, partition))
     target = get_targets().get(target_name)
     if target is None:
@@ -158,9 +168,13 @@ def relay_all(
 
 
 def pending(using: str) -> list[tuple[int, str]]:
-    """Return the (partition, target) pairs with something unnumbered or unconfirmed."""
+    """Return the (partition, target) pairs with something unnumbered or unconfirmed.
+
+    Without the targets that are paused.
+    """
     storage = get_storage()
-    names = list(get_targets())
+    paused = PausedTarget.objects.using(using).values_list("name", flat=True)
+    names = [name for name in get_targets() if name not in set(paused)]
     unnumbered = set(storage.unnumbered_partitions(using))
     if not names:
         return [(partition, NO_TARGET) for partition in sorted(unnumbered)]
@@ -183,6 +197,26 @@ def pending(using: str) -> list[tuple[int, str]]:
     return found
 
 
+def _ensure_cursors(storage: DjangoModelStorage, using: str, partition: int) -> None:
+    """Create the cursors that are missing, of all targets, before anything is numbered.
+
+    At the head: a new target gets what is sent from now on, and not the past 24 h.
+    All of them, as the first target to come would number the others' first events.
+    """
+    names = list(get_targets())
+    cursors = Cursor.objects.using(using).filter(partition=partition)
+    missing = set(names) - set(cursors.values_list("target", flat=True))
+    if missing:
+        head = storage.last_position(using, partition)
+        Cursor.objects.using(using).bulk_create(
+            [
+                Cursor(partition=partition, target=name, watermark=head)
+                for name in sorted(missing)
+            ],
+            ignore_conflicts=True,
+        )
+
+
 class _Relay:
     """One call's work on one (partition, target)."""
 
@@ -199,7 +233,7 @@ class _Relay:
         self._has_recovered = False
 
     def run(self, *, force: bool) -> Report:
-        self._ensure_cursors()
+        _ensure_cursors(self._storage, self._using, self._partition)
         while True:
             cursor = self._acquire(force=force)
             if cursor is None:
@@ -230,28 +264,11 @@ class _Relay:
             partition=self._partition, target=self._target.name
         )
 
-    def _ensure_cursors(self) -> None:
-        """Create the cursors that are missing, of all targets, before anything is numbered.
-
-        At the head: a new target gets what is sent from now on, and not the past 24 h.
-        All of them, as the first target to come would number the others' first events.
-        """
-        names = list(get_targets())
-        cursors = Cursor.objects.using(self._using).filter(partition=self._partition)
-        missing = set(names) - set(cursors.values_list("target", flat=True))
-        if missing:
-            head = self._storage.last_position(self._using, self._partition)
-            Cursor.objects.using(self._using).bulk_create(
-                [
-                    Cursor(partition=self._partition, target=name, watermark=head)
-                    for name in sorted(missing)
-                ],
-                ignore_conflicts=True,
-            )
-
     def _acquire(self, *, force: bool) -> Cursor | None:
-        rows = self._rows().filter(
-            Q(lease_until__isnull=True) | Q(lease_until__lt=Now())
+        rows = (
+            self._rows()
+            .filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()))
+            .exclude(Exists(self._pause()))
         )
         if not force:
             rows = rows.filter(
@@ -279,6 +296,10 @@ class _Relay:
         rows = Cursor.objects.using(self._using).filter(target=self._target.name)
         return rows.exclude(partition=self._partition)
 
+    def _pause(self) -> QuerySet[PausedTarget]:
+        rows = PausedTarget.objects.using(self._using)
+        return rows.filter(name=self._target.name)
+
     def _lease_end(self) -> object:
         return Now() + datetime.timedelta(seconds=conf.get_options().lease_seconds)
 
@@ -288,6 +309,11 @@ class _Relay:
         )
 
     def _not_acquired(self, *, force: bool) -> Report:
+        pause = self._pause().first()
+        if pause is not None:
+            # Ids are given all the same: readers of the log and other targets need them.
+            self._storage.number_all(self._using, self._partition)
+            return self._report(Outcome.PAUSED, describe_pause(pause))
         cursor = None if force else self._rows().filter(lease_until=None).first()
         if cursor is not None:
             failing = cursor if cursor.attempts else self._failing_others().first()
@@ -325,10 +351,12 @@ class _Relay:
             for batch, items in self._batches(self._without_given_up(rows)):
                 self._publish(batch, items)
                 watermark = batch[-1].position
-                self._confirm(watermark, len(batch))
+                self._confirm(watermark, len(batch), batch[0].position)
             if watermark < rows[-1].position:  # the last were given up
                 watermark = rows[-1].position
                 self._confirm(watermark, 0)
+            if len(rows) == options.batch_size and self._pause().exists():
+                return
 
     def _without_given_up(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
         """Leave out what an operator has given up for this target before its turn."""
@@ -455,7 +483,14 @@ class _Relay:
         if not mine.update(lease_until=self._lease_end()):
             raise _LeaseLostError
 
-    def _confirm(self, position: int, event_count: int) -> None:
+    def _confirm(
+        self, position: int, event_count: int, first: int | None = None
+    ) -> None:
+        """Move the watermark; `first` is the position whose latency is recorded."""
+        values: dict[str, Any] = {}
+        if first is not None:
+            event = Event.objects.filter(partition=self._partition, position=first)
+            values["latency"] = Now() - Subquery(event.values("created"))
         with transaction.atomic(using=self._using):
             connection = connections[self._using]
             if connection.vendor == "postgresql":
@@ -471,6 +506,8 @@ class _Relay:
                 failing_since=None,
                 confirmed_at=Now(),
                 last_error="",
+                confirmed_count=F("confirmed_count") + event_count,
+                **values,
             )
         if not confirmed:
             raise _LeaseLostError
@@ -501,6 +538,7 @@ class _Relay:
         mine.filter(failing_since__isnull=True).update(failing_since=Now())
         mine.update(
             attempts=F("attempts") + 1,
+            failure_count=F("failure_count") + 1,
             next_attempt=Now() + datetime.timedelta(seconds=delay),
             last_error=str(error),
             lease_token="",
@@ -528,7 +566,7 @@ class _Relay:
 
     def retry(self, keys: Collection[int]) -> RetryReport:
         """Do the work of retry_dead_letters, under the lease."""
-        self._ensure_cursors()
+        _ensure_cursors(self._storage, self._using, self._partition)
         cursor = self._acquire(force=True)
         if cursor is None:
             return RetryReport(busy=len(keys))
@@ -605,6 +643,8 @@ def _write_letters(
         for row in rows
     ]
     DeadLetter.objects.using(using).bulk_create(letters, ignore_conflicts=True)
+    cursors = Cursor.objects.using(using).filter(partition=partition, target=target)
+    cursors.update(refused_count=F("refused_count") + len(letters))
     for event in Event.objects.using(using).filter(pk__in=[row.id for row in rows]):
         event_dead_lettered.send_robust(
             DeadLetter, using=using, target=target, event=event, error=error
@@ -692,6 +732,50 @@ def _ask_again(row: OutboxRow) -> OutboxRow:
     return row._replace(kicked=join_users(users))
 
 
+def pause_target(using: str, target_name: str, *, reason: str = "") -> bool:
+    """Publish nothing to a target until it is resumed; False if it was paused already.
+
+    A relay that is at work on it ends after its batch. Events are numbered, stored and
+    published to the other targets as before.
+    """
+    pause = PausedTarget(name=target_name, reason=reason)
+    rows = PausedTarget.objects.using(using)
+    with transaction.atomic(using=using):
+        if rows.filter(name=target_name).exists():
+            return False
+        rows.bulk_create([pause], ignore_conflicts=True)
+    return True
+
+
+def resume_target(using: str, target_name: str) -> bool:
+    """Let a paused target have what waits for it; False if it was not paused.
+
+    What it missed counts as a failure since the pause: if that was longer ago than
+    BACKLOG_AFTER it gets the newest event of each channel, and its readers the rest from
+    the log. Wakes nobody.
+    """
+    with transaction.atomic(using=using):
+        rows = PausedTarget.objects.using(using).filter(name=target_name)
+        pause = rows.first()
+        if pause is None:
+            return False
+        head = Partition.objects.filter(
+            number=OuterRef("partition"), last_position__gt=OuterRef("watermark")
+        )
+        behind = Cursor.objects.using(using).filter(Exists(head), target=target_name)
+        since = Coalesce("failing_since", Value(pause.since))
+        behind.update(failing_since=since, next_attempt=None)
+        rows.delete()
+    return True
+
+
+def describe_pause(pause: PausedTarget) -> str:
+    """Return since when a target is paused, and why, in words."""
+    since = pause.since.strftime("%Y-%m-%d %H:%M:%S")
+    text = f"{pause.name} is paused since {since}"
+    return f"{text}: {pause.reason}" if pause.reason else text
+
+
 def publish_unstored(target_name: str, rows: Sequence[OutboxRow]) -> None:
     """Publish best-effort events, which are in no table, to one target, once.
 
@@ -699,5 +783,8 @@ def publish_unstored(target_name: str, rows: Sequence[OutboxRow]) -> None:
         PublishError: The target did not accept them; nobody will try again.
     """
     target = get_targets().get(target_name)
+    using = conf.get_options().databases[0]
+    if PausedTarget.objects.using(using).filter(name=target_name).exists():
+        return  # nobody waits for them, so nobody gets them later
     if target is not None:
         target.publish([item for row in rows for item in target.encode(row)])

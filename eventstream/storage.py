@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from django.conf import settings
 from django.db import connections, transaction
-from django.db.models import Max, Min, Q
+from django.db.models import Count, Max, Min, Q
 from django.db.models.functions import Now
 
 from eventstream import conf
@@ -23,6 +24,7 @@ from eventstream.models import (
     Event,
     EventKind,
     Partition,
+    PausedTarget,
 )
 from eventstream.signals import events_numbered
 
@@ -264,6 +266,31 @@ class DjangoModelStorage:
             )
         return sorted(set(rows.values_list("partition", flat=True).distinct()))
 
+    def count_unnumbered(self, using: str) -> dict[int, tuple[int, datetime.datetime]]:
+        """Return how many events of a partition have no number, and when the first came.
+
+        Reads the partial index alone: nothing, if all are numbered.
+        """
+        rows = Event.objects.using(using).filter(position__isnull=True)
+        groups = rows.order_by().values("partition")
+        found = {
+            partition: (count, first)
+            for partition, count, first in groups.annotate(
+                count=Count("pk"), first=Min("pk")
+            ).values_list("partition", "count", "first")
+        }
+        firsts = [first for _, first in found.values()]
+        created = dict(
+            Event.objects.using(using)
+            .filter(pk__in=firsts)
+            .values_list("pk", "created")
+        )
+        return {
+            partition: (count, created[first])
+            for partition, (count, first) in found.items()
+            if first in created
+        }
+
     def partitions(self, using: str) -> list[int]:
         """Return every partition that may have work: the configured, and any older."""
         known = Partition.objects.using(using).values_list("number", flat=True)
@@ -435,7 +462,7 @@ class DjangoModelStorage:
 
         Never by age alone: creation times and positions can be inverted by concurrent
         transactions, and a hole in the ids could not be told from a loss. A target that
-        has failed for longer than the retention does not hold it up.
+        has failed, or been paused, for longer than the retention does not hold it up.
 
         Args:
             using: Database alias.
@@ -454,7 +481,10 @@ class DjangoModelStorage:
         cursors = Cursor.objects.using(using).filter(
             partition=partition, target__in=list(targets)
         )
-        holding = cursors.exclude(failing_since__lt=cutoff)
+        paused = PausedTarget.objects.using(using).filter(since__lt=cutoff)
+        holding = cursors.exclude(failing_since__lt=cutoff).exclude(
+            target__in=paused.values("name")
+        )
         lowest = holding.aggregate(mark=Min("watermark"))["mark"]
         if lowest is not None:
             bound = min(bound, lowest)
@@ -487,6 +517,19 @@ def _above(positions: dict[int, int]) -> Iterator[Q]:
         for partition, position in pairs[first : first + 200]:
             where |= Q(partition=partition, position__gt=position)
         yield where
+
+
+def database_now(using: str) -> datetime.datetime:
+    """Return the database's clock, by which leases and ages are told."""
+    connection = connections[using]
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            cursor.execute("SELECT STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')", [])
+            now = datetime.datetime.fromisoformat(cursor.fetchone()[0])
+            return now.replace(tzinfo=datetime.UTC) if settings.USE_TZ else now
+        cursor.execute("SELECT statement_timestamp()")
+        instant: datetime.datetime = cursor.fetchone()[0]
+        return instant
 
 
 def get_storage() -> DjangoModelStorage:

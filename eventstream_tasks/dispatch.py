@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from celery import current_app
 from kombu.exceptions import OperationalError as BrokerError
 
 from eventstream import conf as core_conf
-from eventstream.dispatch import Dispatcher
+from eventstream.dispatch import Dispatcher, DispatchStatus
 from eventstream.relay import NO_TARGET
 from eventstream.storage import OutboxRow
 from eventstream.targets import get_targets
@@ -107,6 +108,9 @@ class CeleryDispatcher(Dispatcher):
                 partial(self._send, "eventstream.publish_unstored", (name, payload))
             )
 
+    def status(self, *, ask: bool = False) -> DispatchStatus:
+        return broker_status(ask=ask)
+
     def _attempt(self, call: Callable[[], None]) -> None:
         try:
             call()
@@ -146,22 +150,27 @@ class CeleryDispatcher(Dispatcher):
         )
 
 
+def connect_broker(app: Any, timeout: float) -> Any:
+    """Return a connection to the broker that gives up after so many seconds, once."""
+    connection = app.connection_for_write(connect_timeout=timeout)
+    connection.transport_options = {
+        **connection.transport_options,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry_on_timeout": False,
+        "max_retries": 0,
+        "interval_start": 0,
+        "interval_step": 0,
+        "interval_max": 0,
+        "connect_retries_timeout": timeout,
+    }
+    return connection
+
+
 def _get_producer(app: Any) -> Any:
     _connections.check_process()
     if _connections.producer is None:
-        timeout = conf.get_options().wake_timeout
-        connection = app.connection_for_write(connect_timeout=timeout)
-        connection.transport_options = {
-            **connection.transport_options,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-            "retry_on_timeout": False,
-            "max_retries": 0,
-            "interval_start": 0,
-            "interval_step": 0,
-            "interval_max": 0,
-            "connect_retries_timeout": timeout,
-        }
+        connection = connect_broker(app, conf.get_options().wake_timeout)
         _connections.producer = app.amqp.Producer(connection, auto_declare=False)
     return _connections.producer
 
@@ -181,3 +190,52 @@ def _get_flags() -> redis.Redis | None:
         timeout = conf.get_options().wake_timeout
         _connections.flags = connect(arguments, timeout=timeout)
     return _connections.flags
+
+
+WORKER_SECONDS = 1.0
+"""How long workers have to say that they are there."""
+
+
+def broker_status(*, ask: bool) -> DispatchStatus:
+    """Return what is known of broker and workers; asking takes about two seconds."""
+    options = conf.get_options()
+    app = current_app
+    status = DispatchStatus(
+        name="Celery",
+        sweep_seconds=options.republish_every,
+        prune_seconds=options.prune_every,
+        start_worker=f"celery -A {app.main} worker -Q celery,{options.queue}",
+        start_beat=f"celery -A {app.main} beat",
+        queue=options.queue,
+        failure_count=circuit.failure_count,
+        is_pausing=circuit.is_open(),
+    )
+    connection = connect_broker(app, options.wake_timeout)
+    with connection:
+        status = replace(status, broker=connection.as_uri())
+        if not ask:
+            return status
+        try:
+            connection.ensure_connection(max_retries=1, timeout=options.wake_timeout)
+            waiting = _count_waiting(connection, options.queue)
+            workers = _count_workers(app, connection, options.queue)
+        except (BrokerError, redis.RedisError, OSError) as error:
+            return replace(status, error=f"{type(error).__name__}: {error}")
+    return replace(status, waiting_count=waiting, worker_count=workers)
+
+
+def _count_waiting(connection: Any, queue: str) -> int | None:
+    channel = connection.default_channel
+    try:
+        # Redis' own count: a declaration would create the queue where there is none.
+        return int(channel.client.llen(queue))
+    except AttributeError:  # another transport
+        return None
+
+
+def _count_workers(app: Any, connection: Any, queue: str) -> int:
+    inspect = app.control.inspect(timeout=WORKER_SECONDS, connection=connection)
+    replies = inspect.active_queues() or {}
+    return sum(
+        any(known["name"] == queue for known in queues) for queues in replies.values()
+    )

@@ -32,9 +32,11 @@ class Target(ABC):
 
     Attributes:
         name: Stable over restarts: cursors are kept under it.
+        kind: What it is, for people: "GRIP proxy", "bus".
     """
 
     name: str
+    kind: str = "target"
 
     @abstractmethod
     def encode(self, row: OutboxRow) -> list[Item]:

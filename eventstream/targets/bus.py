@@ -64,6 +64,7 @@ class BusTarget(Target):
     """Redis pub/sub, pipelined: one message carries consecutive events of a channel."""
 
     name = BUS
+    kind = "bus"
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._arguments = arguments

@@ -109,6 +109,8 @@ class GripTarget(Target):
     large or malformed.
     """
 
+    kind = "GRIP proxy"
+
     def __init__(self, proxy: Mapping[str, Any]) -> None:
         self._proxy = dict(proxy)
         parts = urlsplit(str(proxy["control_uri"]))

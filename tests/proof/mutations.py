@@ -37,8 +37,8 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         "confirmed before it is published", "eventstream/relay.py",
-        "self._publish(batch, items)\n                watermark = batch[-1].position\n                self._confirm(watermark, len(batch))",
-        "watermark = batch[-1].position\n                self._confirm(watermark, len(batch))\n                self._publish(batch, items)",
+        "self._publish(batch, items)\n                watermark = batch[-1].position\n                self._confirm(watermark, len(batch), batch[0].position)",
+        "watermark = batch[-1].position\n                self._confirm(watermark, len(batch), batch[0].position)\n                self._publish(batch, items)",
         HISTORIES,
     ),
     Mutation(
@@ -60,8 +60,8 @@ MUTATIONS = [
     ),
     Mutation(
         "cursors made after numbering", "eventstream/relay.py",
-        "        self._ensure_cursors()\n        while",
-        "        self._storage.number_all(self._using, self._partition)\n        self._ensure_cursors()\n        while",
+        "        _ensure_cursors(self._storage, self._using, self._partition)\n        while",
+        "        self._storage.number_all(self._using, self._partition)\n        _ensure_cursors(self._storage, self._using, self._partition)\n        while",
         f"{RELAY}::test_every_target_gets_every_event_once_in_order",
     ),
     Mutation(

@@ -27,9 +27,23 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, jobs, send_event, send_events
 from eventstream import relay as relay_module
-from eventstream.models import Channel, Cursor, DeadLetter, Event, Job, Partition
+from eventstream.models import (
+    Channel,
+    Cursor,
+    DeadLetter,
+    Event,
+    Job,
+    Partition,
+    PausedTarget,
+)
 from eventstream.reading import Reader, read_page
-from eventstream.relay import pending, relay_all, relay_partition
+from eventstream.relay import (
+    pause_target,
+    pending,
+    relay_all,
+    relay_partition,
+    resume_target,
+)
 from eventstream.storage import DjangoModelStorage, get_storage, partition_of
 from tests.support.sse import Parser
 from tests.support.targets import RecordingTarget
@@ -106,7 +120,8 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        for model in (Event, Channel, Partition, Cursor, DeadLetter, Job):
+        tables = (Event, Channel, Partition, Cursor, DeadLetter, Job, PausedTarget)
+        for model in tables:
             model._default_manager.all().delete()
         for target in self.targets.values():
             target.__init__(target.name)  # type: ignore[misc]
@@ -188,6 +203,14 @@ class Histories(RuleBasedStateMachine):
     def switch(self, name: str, is_down: bool) -> None:
         self.targets[name].is_down = is_down
 
+    @rule(name=TARGETS)
+    def pause(self, name: str) -> None:
+        pause_target("default", name)
+
+    @rule(name=TARGETS)
+    def resume(self, name: str) -> None:
+        resume_target("default", name)
+
     @rule()
     def time_passes(self) -> None:
         """Leases run out, and what has failed is due."""
@@ -255,6 +278,7 @@ class Histories(RuleBasedStateMachine):
         """Let everything recover: then nothing waits, and every reader is at the end."""
         for target in self.targets.values():
             target.is_down = False
+            resume_target("default", target.name)
         for _ in range(3):
             self.time_passes()
             relay_all("default", force=True)
