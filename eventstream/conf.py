@@ -94,6 +94,12 @@ def _origins(value: object) -> str | None:
     return None
 
 
+def _cache_alias(value: object) -> str | None:
+    if isinstance(value, str) and value in settings.CACHES:
+        return None
+    return f"must be an alias in CACHES: {', '.join(sorted(settings.CACHES))}"
+
+
 def _redis(value: object) -> str | None:
     if isinstance(value, str):
         schemes = ("redis://", "rediss://", "unix://")
@@ -153,6 +159,12 @@ SETTINGS = [
     Setting("PUBLISH_TIMEOUT", 5.0, "Seconds for a target to answer a POST.", _seconds(0.1, 120)),
     Setting("BACKLOG_AFTER", 30.0, "Seconds of failing after which a target that is back gets only the newest event of each channel. Less than the proxy's id_cache_ttl.", _seconds(0, 86400)),
     Setting("UNNUMBERED_AFTER", 1.0, "Seconds after which a reader that finds committed events without a number numbers them itself.", _seconds(0, 60)),
+    Setting("STREAMS_PER_USER", 500, "Most streams that a user may have open at the same time, where web processes hold them; None for no limit.", _optional(_integer(1, 1_000_000))),
+    Setting("STREAMS_PER_ADDRESS", None, "The same for an address. A whole company or mobile network may share one.", _optional(_integer(1, 1_000_000))),
+    Setting("OPENS_PER_USER", 1000, "Most streams that a user may open within a minute, reconnections included; None for no limit.", _optional(_integer(1, 1_000_000))),
+    Setting("OPENS_PER_ADDRESS", None, "The same for an address.", _optional(_integer(1, 1_000_000))),
+    Setting("TRUSTED_PROXIES", 0, "Number of proxies in front that each append to X-Forwarded-For the address that called them. 0: the header is not believed.", _integer(0, 16)),
+    Setting("LIMITS_CACHE", "default", "Alias in CACHES of the cache that counts for these limits. One that is not shared counts in each process.", _cache_alias),
     Setting("ALLOW_ORIGINS", [], "Origins that may read the stream (CORS), or '*'.", _origins),
     Setting("ALLOW_ORIGIN", "", "The same under the name of older releases.", _origins),
     Setting("ALLOW_CREDENTIALS", False, "Whether the origins named there may send cookies. Never those that only '*' lets in.", _boolean),
@@ -195,6 +207,12 @@ class Options:
     publish_timeout: float
     backlog_after: float
     unnumbered_after: float
+    streams_per_user: int | None
+    streams_per_address: int | None
+    opens_per_user: int | None
+    opens_per_address: int | None
+    trusted_proxies: int
+    limits_cache: str
     allow_origins: str | Sequence[str]
     allow_origin: str | Sequence[str]
     allow_credentials: bool

@@ -16,6 +16,7 @@ EventStreamError
 ├── TokenError                          a subscribe token does not open a stream
 │   ├── ExpiredTokenError               it did, or its user has a new password
 │   └── InvalidTokenError               it is not ours, or its account is not active
+├── TooManyStreamsError                 a user or an address has, or opens, too many
 └── PublishError                        a target did not accept a batch
     ├── PublishUnavailableError         refused, timed out, 5xx: retry later
     └── PublishRejectedError            an item can never be accepted
@@ -96,6 +97,18 @@ class ExpiredTokenError(TokenError):
 
 class InvalidTokenError(TokenError):
     """It is not signed by this site, or its account is not active."""
+
+
+class TooManyStreamsError(EventStreamError):
+    """A user or an address has, or opens, too many streams.
+
+    Attributes:
+        retry_after: Seconds after which it is worth trying again.
+    """
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class PublishError(EventStreamError):

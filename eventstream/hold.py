@@ -11,6 +11,7 @@ from django.http import HttpResponse
 from gripcontrol import Channel
 
 from eventstream import conf, sse
+from eventstream.exceptions import ExpiredLinkError
 from eventstream.positions import format_position, quote_channel
 from eventstream.reading import Reader, read_page, sign_link
 from eventstream.targets.grip import (
@@ -31,6 +32,10 @@ instruction (MAX_ACCEPT_RESPONSE_BODY in its proxysession.cpp), and ends the str
 there are more; an answer that only links on may be of any size."""
 
 CONTENT_TYPE = "text/event-stream"
+
+MARKER_CHANNEL = "held"
+"""A channel to which nothing is ever published. A hold of best-effort channels has it, as it
+would be the only one without anything that the proxy tells of in Grip-Last."""
 
 
 def is_proxied(request: HttpRequest) -> bool:
@@ -60,10 +65,19 @@ def continue_stream(
 
     A held stream's position comes from the proxy (Grip-Last), which knows what it has
     handed over; a paging one's is in the link.
+
+    Raises:
+        ExpiredLinkError: The proxy did not say how far a held stream is. Then it does not
+            ask for a stream that it holds: it passes on the request of a client that has
+            got hold of the link, for it takes all Grip- headers from those.
     """
     if not is_paging:
-        last = grip_positions(request.grip.last, reader)  # type: ignore[attr-defined]
-        reader = dataclasses.replace(reader, positions=last)
+        last: Mapping[str, str] = request.grip.last  # type: ignore[attr-defined]
+        positions = grip_positions(last, reader)
+        marker = conf.grip_prefix() + MARKER_CHANNEL
+        if len(positions) < len(reader.reliable) or not (positions or marker in last):
+            raise ExpiredLinkError("The proxy does not hold such a stream")
+        reader = dataclasses.replace(reader, positions=positions)
     page = read_page(reader)
     return _respond(request, reader, page.positions, page.text, page.is_last)
 
@@ -116,6 +130,8 @@ def _respond(
         channel = Channel(user_channel_name(reader.user_id))
         channel.filters.append(FILTER_REQUIRE_SUB)
         instruct.add_channel(channel)
+    if not positions:
+        instruct.add_channel(Channel(MARKER_CHANNEL, "0"))
     if formats:
         instruct.meta["id_format"] = ",".join(formats)
         # The proxy expands the answer's body as it does each event's.

@@ -20,6 +20,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import threading
 import time
 import weakref
@@ -40,6 +41,7 @@ from eventstream.channelmanager import (
 )
 from eventstream.exceptions import ChannelPermissionError
 from eventstream.holders import REPORT_SECONDS, holder_name, report, sign_off
+from eventstream.limits import counts
 from eventstream.positions import format_position, quote_channel
 from eventstream.reading import Reader, number_stale
 from eventstream.signals import events_numbered, events_sent_unstored
@@ -63,6 +65,7 @@ IDLE_SECONDS = 60.0
 """How long a channel that nobody reads is kept up to date: reconnecting is then cheap."""
 
 _TICK = 1.0
+_LONGEST_DELAY = 5.0
 # Longer than it takes from a permission check to the stream's start.
 _KICK_MEMORY = 60.0
 _NAMES_PER_QUERY = 500
@@ -190,6 +193,10 @@ class Subscriber:
         self.is_due = False
         self._event = asyncio.Event()
 
+    @property
+    def is_open(self) -> bool:
+        return any(self in state.subscribers for state in self.states)
+
     def wake(self) -> None:
         self._event.set()
 
@@ -265,6 +272,7 @@ class Hub:
         self._checked_at = time.monotonic()
         self._name = holder_name()
         self._reported_at = 0.0
+        self._asking: asyncio.Task[None] | None = None
         self.is_closed = False
 
     # --- streams
@@ -467,19 +475,36 @@ class Hub:
 
     # --- permissions
 
-    async def _check_permissions(self, subscribers: Collection[Subscriber]) -> None:
-        """Ask the channel manager again, and close the streams that it refuses."""
+    async def _check_permissions(
+        self, subscribers: Collection[Subscriber]
+    ) -> list[Subscriber]:
+        """Ask the channel manager again, and close the streams that it refuses.
+
+        Returns:
+            Those for which it could not be asked: it failed, or the database did.
+        """
+        unknown: list[Subscriber] = []
         groups: dict[tuple[str, tuple[str, ...]], list[Subscriber]] = {}
         for subscriber in subscribers:
             key = (subscriber.reader.user_id, subscriber.reader.channels)
             groups.setdefault(key, []).append(subscriber)
         for (user_id, channels), group in groups.items():
             call = functools.partial(_ask_permission, user_id, channels)
-            error = await self._in_thread(call)
+            try:
+                error = await self._in_thread(call, *connections)
+            except Exception:
+                logger.exception("Cannot ask for permissions again")
+                unknown += group
+                continue
             if error:
                 for subscriber in group:
                     subscriber.error = error
                     subscriber.wake()
+        return unknown
+
+    async def _check_in_turn(self, subscribers: Collection[Subscriber]) -> None:
+        if await self._check_permissions(subscribers):
+            self._checked_at = -math.inf  # not in a minute: at the next tick
 
     def receive_kick(self, channel: str, user_id: str) -> None:
         """Take a withdrawn permission: what follows it is not for the user any more."""
@@ -495,17 +520,24 @@ class Hub:
             self._spawn(self._kick(mine))
 
     async def _kick(self, subscribers: list[Subscriber]) -> None:
-        try:
-            await self._check_permissions(subscribers)
-        finally:
+        """Ask for these until there is an answer; till then they are sent nothing."""
+        delay = _TICK
+        while subscribers:
+            unknown = await self._check_permissions(subscribers)
             for subscriber in subscribers:
-                subscriber.check_count -= 1
-                subscriber.wake()
+                if subscriber not in unknown:
+                    subscriber.check_count -= 1
+                    subscriber.wake()
+            subscribers = [s for s in unknown if s.is_open]
+            if subscribers:
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _LONGEST_DELAY)
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
+        return task
 
     # --- background
 
@@ -596,10 +628,13 @@ class Hub:
             if now - self._reported_at >= REPORT_SECONDS:
                 self._reported_at = now
                 self._spawn(self._report(len(subscribers), len(self._states)))
-            if now - self._checked_at >= options.permission_interval:
+            if counts.is_behind():
+                self._spawn(asyncio.to_thread(counts.publish_in_thread))
+            is_asking = self._asking is not None and not self._asking.done()
+            if now - self._checked_at >= options.permission_interval and not is_asking:
                 self._checked_at = now
                 if asks_permissions():
-                    self._spawn(self._check_permissions(subscribers))
+                    self._asking = self._spawn(self._check_in_turn(subscribers))
             for key, heard_at in list(self._kicks.items()):
                 if now - heard_at > _KICK_MEMORY:
                     del self._kicks[key]

@@ -12,6 +12,8 @@ from eventstream.exceptions import InvalidPositionError, ResumeNotAllowedError
 from eventstream.sse import ERROR_ID
 
 MAX_EVENT_ID = 2**63 - 1
+MAX_LENGTH = 65_536
+"""Characters of a position. Servers take less in a header, so none of ours is longer."""
 
 
 def quote_channel(channel: str) -> str:
@@ -35,6 +37,11 @@ def parse_position(text: str) -> dict[str, int]:
     """
     if text == ERROR_ID:
         raise ResumeNotAllowedError("Can't resume session after stream-error")
+    if len(text) > MAX_LENGTH:
+        raise InvalidPositionError(
+            f"Last-Event-ID or lastEventId has {len(text):,} characters, the most is "
+            f"{MAX_LENGTH:,}"
+        )
     positions: dict[str, int] = {}
     for part in text.split(","):
         name, separator, number = part.strip().rpartition(":")

@@ -46,6 +46,11 @@ LINK_QUANTUM = 3600
 """Seconds to which a link's time of issue is rounded, so that equal readers have equal
 links: a proxy repairs the streams of one link a hundred at a time."""
 
+PAGE_QUANTUM = 60
+PAGE_LIFETIME = 600
+"""The same, and the lifetime in seconds, for links to a further page: the proxy asks them at
+once, and is not to be waited for longer than it takes to restart something."""
+
 _LINK_SALT = "eventstream.next"
 
 
@@ -155,7 +160,8 @@ def sign_link(
         positions: Where to go on from, while paging. A held stream's is in Grip-Last.
         now: Seconds since the epoch.
     """
-    issued = int(now) // LINK_QUANTUM
+    quantum = LINK_QUANTUM if positions is None else PAGE_QUANTUM
+    issued = int(now) // quantum
     content: list[Any] = [issued, reader.user_id, list(reader.channels)]
     if positions is not None:
         content.append(format_position(positions))
@@ -173,7 +179,11 @@ def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
         issued, user_id, channels, *rest = content
     except (signing.BadSignature, ValueError, TypeError) as error:
         raise ExpiredLinkError("The link is not one of this site") from error
-    if issued * LINK_QUANTUM + conf.get_options().link_lifetime < now:
+    if rest:
+        expires = issued * PAGE_QUANTUM + PAGE_LIFETIME
+    else:
+        expires = issued * LINK_QUANTUM + conf.get_options().link_lifetime
+    if expires < now:
         raise ExpiredLinkError("The link has expired")
     positions = parse_position(rest[0]) if rest and rest[0] else {}
     return Reader(tuple(channels), user_id, positions), bool(rest)

@@ -27,8 +27,10 @@ from eventstream.exceptions import (
     ExpiredTokenError,
     InvalidTokenError,
     ResumeNotAllowedError,
+    TooManyStreamsError,
 )
 from eventstream.hub import get_hub
+from eventstream.limits import Slot, count_open, count_open_of_user, take_slot
 from eventstream.reading import Reader, read_link, read_request
 
 UNSUPPORTED = (
@@ -53,29 +55,49 @@ def next_link(request: HttpRequest, token: str, **_: Any) -> HttpResponseBase:
     """Answer a GRIP proxy that asks what is new for a stream that it holds."""
     if request.method != "GET":
         return HttpResponseNotAllowed(["GET"])
-    if not hold.is_proxied(request):
+    if not hold.is_proxied(request) or _is_client(request):
         text = sse.encode_error("bad-request", "Next links are for the GRIP proxy")
         return HttpResponse(text, status=400, content_type=hold.CONTENT_TYPE)
     return _finish(request, _answer(request, lambda: _continue(request, token)))
 
 
+# None of these is in a request that a proxy makes by itself. That alone proves nothing, as a
+# client may leave them out; see hold.continue_stream for what does, and PAGE_LIFETIME.
+_CLIENT_HEADERS = (
+    "Accept-Language",
+    "Authorization",
+    "Cookie",
+    "Last-Event-ID",
+    "Origin",
+    "Referer",
+    "Sec-Fetch-Mode",
+)
+
+
+def _is_client(request: HttpRequest) -> bool:
+    return any(request.headers.get(name) for name in _CLIENT_HEADERS)
+
+
 def _open(request: HttpRequest, view_kwargs: dict[str, Any]) -> HttpResponseBase:
+    count_open(request)
     reader = read_request(request, view_kwargs)
+    count_open_of_user(reader.user_id)
     if hold.is_proxied(request):
         return hold.open_stream(request, reader)
     if isinstance(request, ASGIRequest):
-        return StreamingHttpResponse(_stream(reader), content_type=hold.CONTENT_TYPE)
+        stream = _stream(reader, take_slot(request, reader.user_id))
+        return StreamingHttpResponse(stream, content_type=hold.CONTENT_TYPE)
     return HttpResponse(UNSUPPORTED + "\n", status=501, content_type="text/plain")
 
 
 def _continue(request: HttpRequest, token: str) -> HttpResponseBase:
     try:
         reader, is_paging = read_link(token, now=time.time())
+        return hold.continue_stream(request, reader, is_paging=is_paging)
     except ExpiredLinkError:
         # An empty answer without a hold ends the stream: the client comes back with its
         # Last-Event-ID and gets a new link.
         return HttpResponse(content_type=hold.CONTENT_TYPE)
-    return hold.continue_stream(request, reader, is_paging=is_paging)
 
 
 def _answer(
@@ -88,6 +110,12 @@ def _answer(
     """
     try:
         return respond()
+    except TooManyStreamsError as error:
+        # No stream-error: reconnecting is right, only not now. A plain EventSource gives
+        # up on any status but 200, see docs/security.md for what each client does.
+        response = HttpResponse(f"{error}\n", status=429, content_type="text/plain")
+        response["Retry-After"] = str(error.retry_after)
+        return response
     except ResumeNotAllowedError as error:
         return HttpResponse(f"{error}\n", status=400, content_type="text/plain")
     except BadRequestError as error:
@@ -102,15 +130,18 @@ def _answer(
     return HttpResponse(text, content_type=hold.CONTENT_TYPE)
 
 
-async def _stream(reader: Reader) -> AsyncIterator[bytes]:
-    await sync_to_async(_close_connections)()
-    _release_thread()
-    stream = get_hub().stream(reader)
+async def _stream(reader: Reader, slot: Slot) -> AsyncIterator[bytes]:
     try:
-        async for chunk in stream:
-            yield chunk
+        await sync_to_async(_close_connections)()
+        _release_thread()
+        stream = get_hub().stream(reader)
+        try:
+            async for chunk in stream:
+                yield chunk
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
     finally:
-        await stream.aclose()  # type: ignore[attr-defined]
+        slot.release()
 
 
 def _close_connections() -> None:

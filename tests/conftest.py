@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from django.core.cache import cache
 
-from eventstream import hub, reading
+from eventstream import hub, limits, reading
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +13,5 @@ def fresh_process_state() -> None:
     """Forget what a process remembers between requests."""
     reading._stale_checked.clear()
     hub._hubs.clear()
+    limits.counts.__init__()  # type: ignore[misc]
+    cache.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -11,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from pytest_django import Settings
 
-from eventstream import EventSpec, send_event, send_events
+from eventstream import EventSpec, hub, send_event, send_events, sse
 from eventstream.hub import Hub, get_hub
 from eventstream.models import Event, EventKind
 from eventstream.reading import Reader
@@ -204,9 +205,9 @@ async def test_kicked_reader_gets_nothing_of_what_follows(
     asked = asyncio.Event()
     check = Hub._check_permissions
 
-    async def check_slowly(hub: Hub, subscribers: list[object]) -> None:
+    async def check_slowly(hub: Hub, subscribers: list[object]) -> list[object]:
         await asked.wait()
-        await check(hub, subscribers)  # type: ignore[arg-type]
+        return await check(hub, subscribers)  # type: ignore[arg-type, return-value]
 
     monkeypatch.setattr(Hub, "_check_permissions", check_slowly)
     stream = await Stream("members", user_id="7").open()  # there is no such user
@@ -220,6 +221,55 @@ async def test_kicked_reader_gets_nothing_of_what_follows(
     assert (message.type, message.id) == ("stream-error", "error")
     with pytest.raises(StopAsyncIteration):
         await stream.next()
+
+
+@pytest.mark.parametrize("may_read", [True, False])
+async def test_kicked_reader_is_sent_nothing_until_the_manager_could_be_asked(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch, may_read: bool
+) -> None:
+    refusal = sse.encode_error("forbidden", "no")
+    answers: list[object] = [RuntimeError("away"), "" if may_read else refusal]
+
+    def ask(*_: object) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("eventstream.hub._ask_permission", ask)
+    stream = await Stream("members", user_id="7").open()
+    kick = OutboxRow(0, 0, EventKind.KICK, "members", None, "kick", "7", "")
+    await sync_to_async(bus.publish)(bus.encode(kick))
+    await publish(bus, 1, channel="members")
+
+    message = await stream.next()
+
+    assert answers == []  # so the stream was silent while it failed
+    assert message.type == ("message" if may_read else "stream-error")
+    await stream.close()
+
+
+async def test_permissions_are_asked_again_at_the_interval(
+    bus: BusTarget, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EVENTSTREAM_PERMISSION_INTERVAL = 0.1
+    failures = 0
+    ask = hub._ask_permission
+
+    def fail_once(*arguments: object) -> str:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise RuntimeError("away")
+        return ask(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("eventstream.hub._ask_permission", fail_once)
+    idle = await Stream("members", user_id="7").open()  # there is no such user
+
+    message = await idle.next(10)
+
+    assert (message.type, failures) == ("stream-error", 2)
+    assert json.loads(message.data)["condition"] == "forbidden"
 
 
 async def send_after_a_kick() -> None:

@@ -155,6 +155,7 @@ def test_link_asks_for_permission_again(proxy: dict[str, str]) -> None:
     user = User.objects.create(username="u")
     token = sign_link(Reader((f"private-{user.pk}",), str(user.pk)), now=time.time())
     path = f"/events/next/{token}/"
+    proxy["Grip-Last"] = f"events-private-{user.pk}; last-id=0"
     allowed = Client().get(path, headers=proxy)
     user.is_active = False
     user.save()

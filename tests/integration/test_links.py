@@ -1,0 +1,219 @@
+"""Next links, and who may pretend to be a GRIP proxy."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jwt
+import pytest
+from django.test import Client
+from pytest_django import Settings
+
+from eventstream import EventSpec, send_event, send_events
+from eventstream.reading import PAGE_LIFETIME, PAGE_QUANTUM, Reader, sign_link
+from tests.integration.conftest import KEY
+from tests.support.sse import Parser
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LAST = "events-a; last-id=0"
+
+
+def link(*channels: str, page: dict[str, int] | None = None, age: float = 0) -> str:
+    token = sign_link(Reader(channels, ""), page, now=time.time() - age)
+    return f"/events/next/{token}/"
+
+
+def next_path(response: Any) -> str:
+    path, _, _ = response["Grip-Link"].partition(">")
+    return str(path.removeprefix("<"))
+
+
+def is_empty(response: Any) -> bool:
+    """Say whether it ends the stream, and gives nothing away."""
+    return (
+        (response.status_code, response.content) == (200, b"")
+        and "Grip-Hold" not in response
+        and "Grip-Link" not in response
+    )
+
+
+# --- Grip-Sig
+
+
+def sign(key: str, **claims: Any) -> str:
+    claims = {"iss": "pushpin", "exp": int(time.time()) + 60} | claims
+    return jwt.encode(claims, key, algorithm="HS256")
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        lambda: sign("another" * 8),
+        lambda: sign(KEY, exp=int(time.time()) - 10),
+        lambda: jwt.encode({"iss": "pushpin"}, KEY, algorithm="HS256"),
+        lambda: jwt.encode({"exp": 2**40}, "", algorithm="none"),
+        lambda: sign(KEY).rpartition(".")[0] + ".",
+        lambda: sign(KEY)[:-3],
+        lambda: "junk",
+        lambda: "",
+    ],
+    ids=[
+        "another key", "expired", "without end", "alg none", "unsigned",
+        "cut", "junk", "empty",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/events/?channel=a", "link", "page"])
+def test_request_that_only_pretends_to_come_from_the_proxy_gets_no_instructions(
+    proxy: dict[str, str], signature: Any, path: str
+) -> None:
+    send_event("a", "message", "secret")
+    if path == "link":
+        path = link("a")
+    elif path == "page":
+        path = link("a", page={"a": 0})
+    forged = {
+        "Grip-Sig": signature(),
+        "Grip-Feature": "status, session, link:next",
+        "Grip-Last": LAST,
+    }
+
+    response: Any = Client().get(path, headers=forged)
+
+    assert response.status_code == (400 if "/next/" in path else 501)
+    assert b"secret" not in response.content
+    assert not [name for name in response.headers if name.startswith("Grip-")]
+
+
+def test_signature_by_verify_key_or_any_proxy_s_key_counts(
+    proxy: dict[str, str], settings: Settings
+) -> None:
+    other = "o" * 32
+    settings.GRIP_PROXIES = [
+        {"control_uri": "http://127.0.0.1:1", "key": KEY},
+        {"control_uri": "http://127.0.0.1:2", "verify_key": other, "key": "p" * 32},
+    ]
+
+    for key, status in ((KEY, 200), (other, 200), ("p" * 32, 501)):
+        headers = {"Grip-Sig": sign(key)}
+        response = Client().get("/events/?channel=a", headers=headers)
+        assert response.status_code == status
+
+
+def test_without_a_key_anyone_can_pretend_and_gets_only_what_is_his(
+    proxy: dict[str, str], settings: Settings
+) -> None:
+    """As the check eventstream.W005 warns. The channel manager is asked all the same."""
+    settings.GRIP_PROXIES = [{"control_uri": "http://127.0.0.1:1"}]
+    forged = {"Grip-Sig": "junk"}
+
+    mine = Client().get("/events/?channel=a", headers=forged)
+    private = Client().get("/events/?channel=private-1", headers=forged)
+
+    assert mine["Grip-Hold"] == "stream"
+    assert "Grip-Hold" not in private
+    assert b"stream-error" in private.content
+
+
+# --- links
+
+
+def test_link_goes_on_only_for_a_proxy_that_holds_the_stream(
+    proxy: dict[str, str],
+) -> None:
+    """It takes the Grip- headers from what clients send, so none of them has Grip-Last."""
+    send_event("a", "message", "secret")
+    path = link("a")
+
+    held = Client().get(path, headers={**proxy, "Grip-Last": LAST})
+    passed_on = Client().get(path, headers=proxy)
+
+    assert held["Grip-Hold"] == "stream"
+    assert is_empty(passed_on)
+
+
+def test_link_of_several_channels_needs_the_position_of_each(
+    proxy: dict[str, str],
+) -> None:
+    """A channel without one would silently go on from its end."""
+    response = Client().get(link("a", "b"), headers={**proxy, "Grip-Last": LAST})
+
+    assert is_empty(response)
+
+
+def test_hold_of_best_effort_channels_is_recognised_too(proxy: dict[str, str]) -> None:
+    opened: Any = Client().get("/events/?channel=live-x", headers=proxy)
+    assert "held; prev-id=0" in opened["Grip-Channel"]
+    path = next_path(opened)
+
+    held = Client().get(path, headers={**proxy, "Grip-Last": "held; last-id=0"})
+    passed_on = Client().get(path, headers=proxy)
+
+    assert held["Grip-Hold"] == "stream"
+    assert is_empty(passed_on)
+
+
+@pytest.mark.parametrize(
+    "header", ["Cookie", "Authorization", "Origin", "Sec-Fetch-Mode", "Last-Event-ID"]
+)
+def test_client_that_has_got_hold_of_a_page_s_link_is_refused(
+    proxy: dict[str, str], header: str
+) -> None:
+    send_event("a", "message", "secret")
+    path = link("a", page={"a": 0})
+
+    by_client: Any = Client().get(path, headers={**proxy, header: "x"})
+    by_proxy: Any = Client().get(path, headers=proxy)
+
+    assert by_client.status_code == 400
+    assert b"secret" not in by_client.content
+    assert b"secret" in by_proxy.content
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_page_s_link_expires_soon_and_cleanly(
+    proxy: dict[str, str], is_old: bool
+) -> None:
+    send_event("a", "message", "secret")
+    age = PAGE_LIFETIME - PAGE_QUANTUM - 1 + (PAGE_QUANTUM + 2 if is_old else 0)
+
+    response: Any = Client().get(link("a", page={"a": 0}, age=age), headers=proxy)
+
+    assert is_empty(response) == is_old
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda user, channels, page: ("2", channels, page),
+        lambda user, channels, page: (user, ("a", "private-1"), page),
+        lambda user, channels, page: (user, channels, {"a": 1}),
+    ],
+    ids=["user", "channels", "position"],
+)
+def test_everything_that_the_answer_depends_on_is_in_the_signed_path(
+    proxy: dict[str, str], change: Any
+) -> None:
+    now = time.time()
+    user, channels, page = "1", ("a",), {"a": 0}
+    token = sign_link(Reader(channels, user), page, now=now)
+    other_user, other_channels, other_page = change(user, channels, page)
+    other = sign_link(Reader(other_channels, other_user), other_page, now=now)
+    assert token != other
+    mixed = other.rpartition(":")[0] + ":" + token.rpartition(":")[2]
+
+    assert is_empty(Client().get(f"/events/next/{mixed}/", headers=proxy))
+
+
+def test_query_of_a_link_changes_nothing(proxy: dict[str, str]) -> None:
+    send_events(EventSpec("a", "message", n) for n in range(3))
+    path = link("a", page={"a": 1})
+
+    plain: Any = Client().get(path, headers=proxy)
+    queried: Any = Client().get(
+        f"{path}?channel=private-1&lastEventId=a:0&token=x", headers=proxy
+    )
+
+    assert plain.content == queried.content
+    assert [m.id for m in Parser().feed(plain.content)] == ["a:2", "a:3"]
