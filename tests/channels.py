@@ -1,10 +1,15 @@
-"""A channel manager with every kind of channel."""
+"""Channel managers with every kind of channel."""
 
 from __future__ import annotations
 
-from django.contrib.auth.models import AbstractBaseUser
+import asyncio
+from collections.abc import Mapping
+from typing import Any
 
-from eventstream.channelmanager import DefaultChannelManager
+from django.contrib.auth.models import AbstractBaseUser
+from django.http import HttpRequest
+
+from eventstream.channelmanager import ChannelManagerBase, DefaultChannelManager
 
 
 class ChannelManager(DefaultChannelManager):
@@ -20,4 +25,28 @@ class ChannelManager(DefaultChannelManager):
         return True
 
     def is_channel_reliable(self, channel: str) -> bool:
+        return not channel.startswith("live-")
+
+
+class AsyncChannelManager(ChannelManagerBase):
+    """The same with nothing but async methods, and `mine-<pk>` as another `private-<pk>`."""
+
+    async def get_channels_for_request(
+        self, request: HttpRequest, view_kwargs: Mapping[str, Any]
+    ) -> list[str]:
+        await asyncio.sleep(0)
+        return request.GET.getlist("channel")
+
+    async def can_read_channel(
+        self, user: AbstractBaseUser | None, channel: str
+    ) -> bool:
+        if channel.startswith(("private-", "mine-")):
+            return user is not None and channel.partition("-")[2] == str(user.pk)
+        if channel == "members":
+            groups = getattr(user, "groups", None)
+            return groups is not None and await groups.filter(name="members").aexists()
+        return True
+
+    async def is_channel_reliable(self, channel: str) -> bool:
+        await asyncio.sleep(0)
         return not channel.startswith("live-")
