@@ -21,6 +21,10 @@ class PushpinConfig:
         port: Where browsers connect.
         publish_port: Where the relay publishes, by HTTP; the host and port of GRIP_URL.
         zmq_port, sub_port, command_port: Pushpin opens these as well; unused here.
+        host: Address on which browsers are served. Not all addresses, unless something
+            in front of it ends TLS.
+        publish_host: Address of the four ports by which one can publish and command:
+            127.0.0.1 or one of a private network.
         max_connections: Most clients. Each takes a file descriptor.
         libdir: Where the package keeps internal.conf.
         log_level: 0 errors, 1 warnings, 2 information.
@@ -34,20 +38,33 @@ class PushpinConfig:
     zmq_port: int = 5560
     sub_port: int = 5562
     command_port: int = 5563
+    host: str = "127.0.0.1"
+    publish_host: str = "127.0.0.1"
     max_connections: int = 5000
     libdir: str = "/usr/lib/pushpin"
     log_level: int = 1
 
     @property
     def grip_url(self) -> str:
-        """The application's GRIP_URL."""
-        return f"http://127.0.0.1:{self.publish_port}/?key={self.key}"
+        """The application's GRIP_URL, where both are on this machine."""
+        return f"http://{self.publish_host}:{self.publish_port}/?key={self.key}"
+
+    @property
+    def services(self) -> str:
+        """What the runner starts; 1.38 gave the first of them another name."""
+        internal = Path(self.libdir, "internal.conf")
+        is_new = internal.exists() and "connmgr_in_specs" in internal.read_text()
+        return (
+            "connmgr,zurl,proxy,handler"
+            if is_new
+            else ("condure,zurl,pushpin-proxy,pushpin-handler")
+        )
 
     def write(self) -> Path:
         """Write pushpin.conf and routes, and return the former's path."""
         for name in ("run", "log"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
-        values = dataclasses.asdict(self)
+        values = {**dataclasses.asdict(self), "services": self.services}
         for name in ("routes", "pushpin.conf"):
             template = Template((_HERE / f"{name}.template").read_text())
             target = self.directory / name
