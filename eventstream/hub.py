@@ -33,7 +33,7 @@ import redis
 import redis.asyncio
 from django.db import InterfaceError, OperationalError, connections
 
-from eventstream import conf, sse
+from eventstream import conf, draining, sse
 from eventstream.channelmanager import (
     asks_permissions,
     check_permission,
@@ -191,6 +191,7 @@ class Subscriber:
         self.check_count = 0
         self.written_at = time.monotonic()
         self.is_due = False
+        self.is_leaving = False
         self._event = asyncio.Event()
 
     @property
@@ -199,6 +200,11 @@ class Subscriber:
 
     def wake(self) -> None:
         self._event.set()
+
+    def leave(self) -> None:
+        """End the stream after what is being written; the client comes back elsewhere."""
+        self.is_leaving = True
+        self.wake()
 
     async def wait(self) -> None:
         await self._event.wait()
@@ -273,6 +279,7 @@ class Hub:
         self._name = holder_name()
         self._reported_at = 0.0
         self._asking: asyncio.Task[None] | None = None
+        self._is_ending = False
         self.is_closed = False
 
     # --- streams
@@ -286,6 +293,8 @@ class Hub:
         subscriber = Subscriber(reader, states)
         for state in states:
             state.subscribers.add(subscriber)
+        if self._is_ending:
+            subscriber.leave()
         try:
             await self._look_first()
             await asyncio.gather(*[self._join(state) for state in states])
@@ -320,7 +329,10 @@ class Hub:
                 if chunk:
                     yield chunk
                     subscriber.written_at = time.monotonic()
-                elif not behind:
+                if subscriber.is_leaving:
+                    yield sse.FAREWELL.encode()
+                    return
+                if not chunk and not behind:
                     await subscriber.wait()
         finally:
             for state in states:
@@ -544,12 +556,28 @@ class Hub:
     def _start(self) -> None:
         if self._tasks:
             return
+        draining.listen(self)
         events_numbered.connect(self._on_numbered)
         events_sent_unstored.connect(self._on_unstored)
         self._spawn(self._poll_loop())
         self._spawn(self._tick_loop())
         if self._bus is not None:
             self._spawn(self._bus.run())
+
+    def hear_end(self) -> None:
+        """The process is to end: let each stream end after a while of its own."""
+        self._call_soon(self._end_streams)
+
+    def _end_streams(self) -> None:
+        self._is_ending = True
+        subscribers = {s for state in self._states.values() for s in state.subscribers}
+        for subscriber in subscribers:
+            delay = draining.draw_delay(
+                len(subscribers), at_most=conf.get_options().drain_seconds
+            )
+            self._loop.call_later(delay, subscriber.leave)
+        if subscribers:
+            logger.info("Ending %s streams: the process stops", len(subscribers))
 
     def _on_numbered(self, using: str, partition: int, **_: object) -> None:
         self._call_soon(self._poll_soon.set)

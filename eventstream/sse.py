@@ -13,6 +13,7 @@ _LINE_END = re.compile("\r\n|\r|\n")
 _FIELD_BREAKERS = re.compile("[\r\n\0]")
 
 KEEP_ALIVE = "event: keep-alive\ndata:\n\n"
+FAREWELL = ": this server stops, come back\n\n"
 ERROR_ID = "error"
 """The id of a stream-error: a client that sends it back may not resume."""
 

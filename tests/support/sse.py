@@ -185,6 +185,7 @@ class Reader:
     data: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
+    ended_at: list[float] = field(default_factory=list)
     resets: int = 0
     reset_from: dict[int, int] = field(default_factory=dict)
     errors: int = 0
@@ -264,6 +265,7 @@ class Crowd:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, EOFError):
                 await self._connect(reader)
             reader.reconnects += 1
+            reader.ended_at.append(time.time())
             await asyncio.sleep(0.2)
 
     async def _connect(self, reader: Reader) -> None:

@@ -106,13 +106,18 @@ class Stack:
         """Run Python code with Django set up, in a process of its own."""
         return self.manage("shell", "--no-imports", "-c", code)
 
-    def start_web(self, *, port: int | None = None) -> Process:
-        """Start uvicorn and wait until it answers."""
+    def start_web(self, *, port: int | None = None, limit: int = 2) -> Process:
+        """Start uvicorn and wait until it answers.
+
+        Args:
+            port: Another than the stack's.
+            limit: Seconds that it waits for open streams when it is to stop.
+        """
         port = port or self.web_port
         process = self._exits.enter_context(
             python(
                 "-m", "uvicorn", "tests.asgi:application", "--port", str(port),
-                "--timeout-graceful-shutdown", "2", "--log-level", "warning",
+                "--timeout-graceful-shutdown", str(limit), "--log-level", "warning",
                 env=self.env,
             )
         )  # fmt: skip
