@@ -28,7 +28,7 @@ system: $(STAMP) # what the tests need and pip does not have
 
 test: system ## the whole suite, on real servers that it starts itself; ARGS for pytest
 	$(BIN)/python -m pytest $(ARGS)
-	$(BIN)/python -m tests.support.postgres -- $(BIN)/python -m pytest tests/integration tests/proof/test_histories.py $(ARGS)
+	$(BIN)/python -m tests.support.postgres -- $(BIN)/python -m pytest tests/integration tests/proof/test_histories.py tests/proof/test_initial_states.py $(ARGS)
 
 chaos: system ## the real installation under faults; SECONDS=60, SEED= to repeat a run
 	$(BIN)/python -m tests.proof.chaos $(or $(SECONDS),60) $(SEED)

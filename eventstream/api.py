@@ -199,7 +199,7 @@ def send_events(
         InvalidEventError: Some argument is wrong. Nothing was written.
         UnknownDatabaseError: The alias is not in EVENTSTREAM_DATABASES.
     """
-    events = [(spec, _make_event(spec)) for spec in specs]
+    events = [(spec, make_event(spec)) for spec in specs]
     stored: dict[str, list[Event]] = {}
     unstored: dict[str, list[Event]] = {}
     aliases = []
@@ -306,7 +306,12 @@ def _check_name(
     return value
 
 
-def _make_event(spec: EventSpec) -> Event:
+def make_event(spec: EventSpec) -> Event:
+    """Return the event, checked and encoded, not saved.
+
+    Raises:
+        InvalidEventError: Says what is wrong with it.
+    """
     channel = check_channel(spec.channel)
     event_type = _check_name(
         spec.event_type,

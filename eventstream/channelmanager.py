@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from asgiref.sync import async_to_sync
@@ -21,6 +22,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class InitialState:
+    """The state of a channel, sent as an event to a stream that has no position in it.
+
+    Attributes:
+        data: Anything that Django's JSON encoder takes; with json_encode=False a string.
+            At most EVENTSTREAM_MAX_EVENT_BYTES when encoded.
+        event_type: The `event:` field.
+        json_encode: Whether to encode the data as JSON.
+    """
+
+    data: Any
+    event_type: str = "initial-state"
+    json_encode: bool = True
 
 
 @runtime_checkable
@@ -58,6 +75,18 @@ class ChannelManagerBase:
         Asked at every send, so it should not wait for anything.
         """
         raise NotImplementedError
+
+    def get_initial_state(
+        self, user: AbstractBaseUser | None, channel: str
+    ) -> InitialState | Awaitable[InitialState | None] | None:
+        """Return the channel's state as of now, or None for none.
+
+        Asked for a stream that has no position in the channel: a new one, one that was
+        reset, and, as a best-effort channel has no positions, every one of those. Read it
+        from the database that events are sent in, not from a replica: it must hold what
+        is committed. It may already hold an event that then comes by the stream.
+        """
+        return None
 
 
 class DefaultChannelManager(ChannelManagerBase):
@@ -173,6 +202,20 @@ def may_read(user_id: str, channel: str) -> bool:
         logger.exception("The channel manager failed for channel %s", channel)
         return False
     return True
+
+
+def initial_states(
+    user: AbstractBaseUser | None, channels: Collection[str]
+) -> dict[str, InitialState]:
+    """Return the initial state of those of the channels that have one."""
+    ask = get_channelmanager().get_initial_state
+    names = sorted(channels)
+    states = _resolve([ask(user, name) for name in names])
+    return {
+        name: state
+        for name, state in zip(names, states, strict=True)
+        if state is not None
+    }
 
 
 def asks_permissions() -> bool:

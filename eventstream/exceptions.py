@@ -17,6 +17,7 @@ EventStreamError
 │   ├── ExpiredTokenError               it did, or its user has a new password
 │   └── InvalidTokenError               it is not ours, or its account is not active
 ├── TooManyStreamsError                 a user or an address has, or opens, too many
+├── InitialStateError                   the channel manager failed to give one
 └── PublishError                        a target did not accept a batch
     ├── PublishUnavailableError         refused, timed out, 5xx: retry later
     └── PublishRejectedError            an item can never be accepted
@@ -109,6 +110,10 @@ class TooManyStreamsError(EventStreamError):
     def __init__(self, message: str, *, retry_after: int) -> None:
         self.retry_after = retry_after
         super().__init__(message)
+
+
+class InitialStateError(EventStreamError):
+    """get_initial_state raised, or returned what cannot be sent."""
 
 
 class PublishError(EventStreamError):

@@ -46,14 +46,10 @@ def is_proxied(request: HttpRequest) -> bool:
 
 def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
     """Answer a client's request: preamble, what it has missed, hold or go on paging."""
-    page = read_page(reader)
+    page = read_page(reader, is_opening=True)
     options = conf.get_options()
-    begin = {
-        name: reader.positions.get(name, page.positions[name])
-        for name in page.positions
-    }
     preamble = sse.encode_preamble(
-        options.padding, options.retry, format_position(begin)
+        options.padding, options.retry, format_position(page.begin)
     )
     return _respond(request, reader, page.positions, preamble + page.text, page.is_last)
 

@@ -39,8 +39,13 @@ from eventstream.channelmanager import (
     check_permission,
     find_user,
 )
-from eventstream.exceptions import ChannelPermissionError
+from eventstream.exceptions import ChannelPermissionError, InitialStateError
 from eventstream.holders import REPORT_SECONDS, holder_name, report, sign_off
+from eventstream.initial import (
+    encode_initial_state,
+    has_initial_states,
+    read_initial_states,
+)
 from eventstream.limits import counts
 from eventstream.positions import format_position, quote_channel
 from eventstream.reading import Reader, number_stale
@@ -106,6 +111,7 @@ class ChannelState:
         self.joined: asyncio.Task[None] | None = None
         self.filling: asyncio.Task[None] | None = None
         self.reads: dict[int, asyncio.Task[ChannelLog]] = {}
+        self.beginnings: dict[str, asyncio.Task[tuple[int, str]]] = {}
         self._chunk: tuple[int, int, bytes] | None = None
 
     @property
@@ -187,6 +193,7 @@ class Subscriber:
         self.reader = reader
         self.states = states
         self.places: dict[str, int] = {}
+        self.unbegun: set[str] = set()  # channels whose initial state is yet to be sent
         self.error = ""
         self.check_count = 0
         self.written_at = time.monotonic()
@@ -216,9 +223,16 @@ class Subscriber:
             await self.wait()
 
     def event_id(self) -> str:
-        """Return the position in all reliable channels, as Last-Event-ID has it."""
+        """Return the position in all reliable channels, as Last-Event-ID has it.
+
+        Without those that are unbegun: a client that is cut off must come back for them.
+        """
         return format_position(
-            {s.name: self.places[s.name] for s in self.states if s.is_reliable}
+            {
+                s.name: self.places[s.name]
+                for s in self.states
+                if s.is_reliable and s.name not in self.unbegun
+            }
         )
 
     def collect(self) -> tuple[bytes, list[ChannelState]]:
@@ -269,6 +283,8 @@ class Hub:
         self._states: dict[str, ChannelState] = {}
         self._thread_count = options.reader_threads
         self._pool = ThreadPoolExecutor(self._thread_count, "eventstream-reader")
+        # One thread less than there are, so that slow states do not hold up the log.
+        self._state_slots = asyncio.Semaphore(max(1, self._thread_count - 1))
         self._bus = _Bus(self) if conf.redis_arguments() is not None else None
         self._tasks: list[asyncio.Task[None]] = []
         self._heads: dict[str, dict[int, int]] = {}
@@ -309,9 +325,15 @@ class Hub:
                 if state.is_reliable:
                     place = reader.positions.get(state.name, place)
                 subscriber.places[state.name] = place
+            fresh = [state for state in states if state.name not in reader.positions]
+            beginnings = await self._begin(subscriber, fresh)
+            if beginnings:
+                await subscriber.wait_until_checked()
             opening = sse.encode_preamble(
                 options.padding, options.retry, subscriber.event_id()
             )
+            if not subscriber.error:
+                opening += self._encode_beginnings(subscriber, beginnings)
             yield opening.encode()
             while True:
                 await subscriber.wait_until_checked()
@@ -334,6 +356,8 @@ class Hub:
                     return
                 if not chunk and not behind:
                     await subscriber.wait()
+        except InitialStateError:
+            return  # it is logged; the client comes back
         finally:
             for state in states:
                 state.subscribers.discard(subscriber)
@@ -360,13 +384,19 @@ class Hub:
             for state in states
         ]
         chunk = b""
-        lost = [state.name for state, log in logs if log.is_reset]
+        lost = [state for state, log in logs if log.is_reset]
         for state, log in logs:
             if log.is_reset:
                 subscriber.places[state.name] = log.last_eid
+                if log.last_eid > state.head:
+                    self._fill(state, log.last_eid)
+                    await self._filled(state)
         if lost:
+            beginnings = await self._begin(subscriber, lost)
             # Before any event: the ids of those pass over what was lost.
-            chunk = sse.encode_reset(lost, subscriber.event_id()).encode()
+            names = [state.name for state in lost]
+            text = sse.encode_reset(names, subscriber.event_id())
+            chunk = (text + self._encode_beginnings(subscriber, beginnings)).encode()
         for state, log in logs:
             items = [TailEvent(event.eid, event) for event in log.events]
             chunk += subscriber.encode_items(state, items)
@@ -374,6 +404,58 @@ class Hub:
                 self._fill(state, subscriber.places[state.name])
                 await self._filled(state)
         return chunk
+
+    async def _begin(
+        self, subscriber: Subscriber, states: list[ChannelState]
+    ) -> dict[str, str]:
+        """Read initial states, and put the reader where each of them leads to.
+
+        The places are known before the states are read: no event is between the two.
+        """
+        if not states or not has_initial_states():
+            return {}
+        user_id = subscriber.reader.user_id
+        try:
+            found = await asyncio.gather(
+                *[self._read_state(s, user_id) for s in states]
+            )
+        except ChannelPermissionError as error:
+            subscriber.error = _forbidden(error)
+            return {}
+        beginnings = {}
+        for state, (place, body) in zip(states, found, strict=True):
+            if body:
+                subscriber.places[state.name] = place
+                subscriber.unbegun.add(state.name)
+                beginnings[state.name] = body
+        return beginnings
+
+    def _encode_beginnings(
+        self, subscriber: Subscriber, beginnings: dict[str, str]
+    ) -> str:
+        parts = []
+        for name, body in beginnings.items():
+            subscriber.unbegun.discard(name)
+            parts.append(encode_initial_state(body, subscriber.event_id()))
+        return "".join(parts)
+
+    async def _read_state(self, state: ChannelState, user_id: str) -> tuple[int, str]:
+        """Return a place and the channel's state as of then or later, "" if it has none.
+
+        All of a user's streams that ask at a time share one read, hence its place.
+        """
+        task = state.beginnings.get(user_id)
+        if task is None:
+            task = self._loop.create_task(self._ask_state(state, user_id))
+            state.beginnings[user_id] = task
+            task.add_done_callback(lambda _: state.beginnings.pop(user_id, None))
+        return await asyncio.shield(task)
+
+    async def _ask_state(self, state: ChannelState, user_id: str) -> tuple[int, str]:
+        async with self._state_slots:
+            place = state.head
+            read = functools.partial(_read_initial_state, user_id, state.name)
+            return place, await self._in_thread(read)
 
     async def _read_log(self, state: ChannelState, place: int) -> ChannelLog:
         """Read the log after a place; all who ask for the same share one read."""
@@ -867,7 +949,7 @@ def _with_retry(call: Callable[[], T], aliases: tuple[str, ...]) -> T:
     try:
         return call()
     except (OperationalError, InterfaceError):
-        for alias in aliases:
+        for alias in aliases or connections:
             connections[alias].close()
         return call()
 
@@ -896,10 +978,22 @@ def _read(
     return log, storage.kicks_after(using, {partition: known}) if log.events else []
 
 
+def _read_initial_state(user_id: str, channel: str) -> str:
+    """Return a channel's initial state, "" if it has none. Permission is asked after it."""
+    body = read_initial_states(user_id, [channel]).get(channel, "")
+    if body and asks_permissions():
+        check_permission(find_user(user_id), [channel])
+    return body
+
+
 def _ask_permission(user_id: str, channels: tuple[str, ...]) -> str:
     """Return the stream-error that a refusal calls for, or ""."""
     try:
         check_permission(find_user(user_id), channels)
     except ChannelPermissionError as error:
-        return sse.encode_error("forbidden", str(error), {"channels": error.channels})
+        return _forbidden(error)
     return ""
+
+
+def _forbidden(error: ChannelPermissionError) -> str:
+    return sse.encode_error("forbidden", str(error), {"channels": error.channels})

@@ -28,6 +28,7 @@ from eventstream.exceptions import (
     ExpiredLinkError,
     InvalidChannelError,
 )
+from eventstream.initial import encode_initial_state, read_initial_states
 from eventstream.positions import format_position, parse_position
 from eventstream.storage import (
     DjangoModelStorage,
@@ -62,7 +63,8 @@ class Reader:
         channels: Sorted names.
         reliable: Those that have a log, sorted.
         user_id: Primary key as text; "" for the anonymous user.
-        positions: The client's event id by reliable channel; missing: start at the head.
+        positions: The client's event id by reliable channel; missing: start at the head,
+            with the initial state if the channel has one.
         checked_at: Before its permissions were asked, by the monotonic clock.
     """
 
@@ -81,12 +83,15 @@ class Page:
     """What a reader is to receive now.
 
     Attributes:
-        text: stream-reset and events, encoded; may be "".
+        text: stream-reset, initial states and events, encoded; may be "".
+        begin: The position before the text; without channels that begin with their
+            state, which a client that is cut off before it must come back for.
         positions: Where that leaves the reader, in every reliable channel.
         is_last: Whether the reader has caught up.
     """
 
     text: str
+    begin: dict[str, int]
     positions: dict[str, int]
     is_last: bool
 
@@ -189,12 +194,13 @@ def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
     return Reader(tuple(channels), user_id, positions), bool(rest)
 
 
-def read_page(reader: Reader) -> Page:
+def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     """Return what follows the reader's positions, and where that leaves it.
 
     A channel without a position starts at its head. One whose position is not in the log
-    is named in one stream-reset and goes on from its head. Events that are not for this
-    user are left out, but passed: the position moves on.
+    is named in one stream-reset and goes on from its head. Either begins with its initial
+    state, if it has one; best-effort channels only where `is_opening`. Events that are not
+    for this user are left out, but passed: the position moves on.
 
     Blocks on the database; the number of queries does not depend on the number of idle
     channels.
@@ -204,6 +210,7 @@ def read_page(reader: Reader) -> Page:
 
     Raises:
         ChannelPermissionError: Some channel may not be read, or not any more.
+        InitialStateError: The channel manager failed to give one.
     """
     options = conf.get_options()
     storage = get_storage()
@@ -242,15 +249,32 @@ def read_page(reader: Reader) -> Page:
                 if not is_skipped(event.skip_users, reader.user_id):
                     parts.append(encode_log_event(event, format_position(positions)))
             is_last = is_last and positions[name] >= log.last_eid
+    fresh = [
+        name
+        for name in reader.channels
+        if name not in reader.positions and (is_opening or name in heads)
+    ]
+    # After the positions: what commits in between is in the state and comes as an event.
+    states = read_initial_states(reader.user_id, [*fresh, *lost])
     if asks_permissions():
         check_permission(find_user(reader.user_id), reader.channels)
+    begin = {
+        name: reader.positions.get(name, heads[name])
+        for name in reliable
+        if name in reader.positions or name not in states
+    }
+    # Before the events, with an id that is behind them all: should the connection end in
+    # between, the client comes back for them.
+    now = {name: eid for name, eid in begin.items() if name not in lost}
+    first = []
     if lost:
-        # Before the events, with an id that is behind them all: should the connection
-        # end in between, the client comes back for them.
-        before = {n: reader.positions.get(n, heads[n]) for n in reliable}
-        before |= {name: positions[name] for name in lost}
-        parts.insert(0, sse.encode_reset(lost, format_position(before)))
-    return Page("".join(parts), positions, is_last)
+        now |= {name: positions[name] for name in lost if name not in states}
+        first.append(sse.encode_reset(lost, format_position(now)))
+    for name, body in states.items():
+        if name in heads:
+            now[name] = positions[name]
+        first.append(encode_initial_state(body, format_position(now)))
+    return Page("".join([*first, *parts]), begin, positions, is_last)
 
 
 def encode_log_event(event: LogEvent, event_id: str) -> str:

@@ -25,6 +25,7 @@ from eventstream.exceptions import (
     ChannelPermissionError,
     ExpiredLinkError,
     ExpiredTokenError,
+    InitialStateError,
     InvalidTokenError,
     ResumeNotAllowedError,
     TooManyStreamsError,
@@ -127,6 +128,9 @@ def _answer(
     except ExpiredTokenError as error:
         # Without an id: the client keeps its position, for the stream with a new token.
         text = sse.encode_error("token-expired", str(error), is_final=False)
+    except InitialStateError:
+        # Without a hold the stream ends, and the client tries again.
+        text = ""
     return HttpResponse(text, content_type=hold.CONTENT_TYPE)
 
 

@@ -21,6 +21,8 @@ RELAY = "tests/integration/test_relay.py"
 SENDING = "tests/integration/test_sending.py"
 NUMBERING = "tests/integration/test_numbering.py"
 HISTORIES = "tests/proof/test_histories.py"
+STATES = "tests/integration/test_initial_state.py"
+JOINING = "tests/proof/test_initial_states.py"
 STREAMS = "tests/acceptance/test_streams.py"
 
 
@@ -164,6 +166,23 @@ MUTATIONS = [
         "the kicked reader is asked about, and served meanwhile", "eventstream/hub.py",
         "            subscriber.check_count += 1\n        if mine", "            subscriber.check_count += 0\n        if mine",
         "tests/integration/test_hub.py",
+    ),
+    Mutation(
+        "a direct stream's position is read after its initial state", "eventstream/hub.py",
+        "return place, await self._in_thread(read)",
+        "body = await self._in_thread(read)\n            return state.head, body",
+        JOINING,
+    ),
+    Mutation(
+        "a proxied stream's position is read after its initial state", "eventstream/reading.py",
+        "    begin = {\n        name: reader",
+        "    for name in states:\n        positions[name] = storage.current_ids(alias_of(name), [name])[name]\n    begin = {\n        name: reader",
+        JOINING,
+    ),
+    Mutation(
+        "a stream opens with the position that its state is yet to lead to", "eventstream/hub.py",
+        "                subscriber.unbegun.add(state.name)\n", "",
+        STATES,
     ),
 ]  # fmt: skip
 
