@@ -50,8 +50,18 @@ def republish(using: str) -> str | None:
     return result
 
 
-def prune(using: str, *, lease_seconds: float = 600) -> str | None:
+def prune(
+    using: str,
+    *,
+    lease_seconds: float = 600,
+    on_batch: Callable[[int], object] = lambda count: None,
+) -> str | None:
     """Delete the confirmed prefix of each partition that is past the retention.
+
+    Args:
+        using: Database alias.
+        lease_seconds: How long it may take before another process may do the same.
+        on_batch: Called with the number of rows deleted, time and again.
 
     Returns:
         What was done, in words; None if another process is at it.
@@ -62,13 +72,30 @@ def prune(using: str, *, lease_seconds: float = 600) -> str | None:
         retention = conf.get_options().retention
         targets = list(get_targets())
         count = sum(
-            storage.prune(using, partition, retention=retention, targets=targets)
+            storage.prune(
+                using,
+                partition,
+                retention=retention,
+                targets=targets,
+                on_batch=on_batch,
+            )
             for partition in storage.partitions(using)
         )
         prune_samples(using)
         return f"{count} events deleted", count
 
     return _run(using, PRUNE, work, lease_seconds=lease_seconds)
+
+
+def count_prunable(using: str) -> int:
+    """Return how many events `prune` would delete now."""
+    storage = get_storage()
+    retention = conf.get_options().retention
+    targets = list(get_targets())
+    return sum(
+        storage.count_prunable(using, partition, retention=retention, targets=targets)
+        for partition in storage.partitions(using)
+    )
 
 
 def _run(

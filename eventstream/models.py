@@ -94,6 +94,10 @@ class Partition(models.Model):
 
     number = models.PositiveSmallIntegerField(primary_key=True)
     last_position = models.BigIntegerField(default=0)
+    start_eid = models.BigIntegerField(
+        db_default=0,
+        help_text="Ids of new channels follow this: above 0 after readers were reset.",
+    )
 
     def __str__(self) -> str:
         return str(self.number)

@@ -136,7 +136,7 @@ class JobStatus:
     """A periodic job: the sweep ("republish") or "prune".
 
     Attributes:
-        state: "ok", "running", "late" or "never".
+        state: "ok", "running", "late", "never", or "new" if its first run is not due.
         age_seconds: Since it last finished; None if it never did.
         due_seconds: After how long it counts as late.
     """
@@ -396,6 +396,8 @@ class _Survey:
         age = self._age(row.finished_at) if row else None
         if row and row.lease_until and row.lease_until > self._now:
             state, level = "running", Level.OK
+        elif age is None and name == Job.PRUNE and self._is_young(due):
+            state, level = "new", Level.OK
         elif age is None:
             state, level = "never", Level.WARNING
         elif age > due:
@@ -412,6 +414,12 @@ class _Survey:
             due_seconds=due,
             result=row.result if row else "",
         )
+
+    def _is_young(self, seconds: float) -> bool:
+        """Say whether no event has been stored for longer than this."""
+        first = Event.objects.using(self._using).order_by("pk")
+        created = first.values_list("created", flat=True).first()
+        return created is None or (self._now - created).total_seconds() < seconds
 
     def _holders(self) -> list[HolderStatus]:
         using = conf.get_options().databases[0]  # where every process reports
@@ -444,10 +452,8 @@ class _Survey:
             else:
                 text = f"No sweep has run for {describe_seconds(sweep.age_seconds)}"
             if wake_ups.waiting_count:
-                text += (
-                    f", and {wake_ups.waiting_count:,} tasks wait in the queue "
-                    f"{wake_ups.queue!r}: no worker takes them."
-                )
+                tasks = describe_count(wake_ups.waiting_count, "task")
+                text += f", and {tasks} in the queue {wake_ups.queue!r}: no worker takes them."
                 hint = f"Start a worker: `{wake_ups.start_worker}`."
             elif wake_ups.start_beat:
                 text += ": no beat, or no worker, is at work."
@@ -498,7 +504,8 @@ class _Survey:
 
     def _judge_targets(self, targets: Sequence[TargetStatus]) -> Iterator[Finding]:
         for target in targets:
-            waits = f"{target.waiting_count:,} events wait for it"
+            verb = "waits" if target.waiting_count == 1 else "wait"
+            waits = f"{describe_count(target.waiting_count, 'event')} {verb} for it"
             if target.oldest_seconds is not None:
                 waits += f", the oldest for {describe_seconds(target.oldest_seconds)}"
             if target.state == "paused":
@@ -578,6 +585,11 @@ def _earliest(
     instants: Sequence[datetime.datetime | None],
 ) -> datetime.datetime | None:
     return min((at for at in instants if at is not None), default=None)
+
+
+def describe_count(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 event", "2,000 events"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def describe_seconds(seconds: float) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import datetime
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from django.conf import settings
 from django.db import connections, transaction
-from django.db.models import Count, Max, Min, Q
+from django.db.models import Count, F, Max, Min, Q
 from django.db.models.functions import Now
 
 from eventstream import conf
@@ -30,6 +31,8 @@ from eventstream.signals import events_numbered
 
 MAX_BATCH = 10_000
 PRUNE_BATCH = 5_000
+RESET_STEP = 1_000_000_000
+"""By how much ids move at least where the clock has gone back."""
 SUPPORTED_VENDORS = ("postgresql", "sqlite")
 
 # One statement, so that a batch costs one round trip: channels of the batch get their ids
@@ -43,8 +46,10 @@ WITH batch AS (
   FROM batch GROUP BY channel
 ), upserted AS (
   INSERT INTO {channel} AS c (name, partition, last_eid)
-  SELECT channel, %(partition)s, event_count FROM grouped WHERE event_count > 0
-  ON CONFLICT (name) DO UPDATE SET last_eid = c.last_eid + excluded.last_eid
+  SELECT channel, %(partition)s, event_count + %(start)s
+  FROM grouped WHERE event_count > 0
+  ON CONFLICT (name) DO UPDATE
+  SET last_eid = c.last_eid + excluded.last_eid - %(start)s
   RETURNING name, last_eid
 ), numbered AS (
   SELECT b.id, row_number() OVER (ORDER BY b.id) AS place,
@@ -63,11 +68,12 @@ SELECT count(*) FROM moved
 # SQLite takes no INSERT inside WITH: the same in two statements, under its one writer.
 _UPSERT_SQLITE = """
 INSERT INTO {channel} (name, partition, last_eid)
-SELECT channel, %(partition)s, count(*) FROM (
+SELECT channel, %(partition)s, count(*) + %(start)s FROM (
   SELECT channel, kind FROM {event}
   WHERE partition = %(partition)s AND position IS NULL ORDER BY id LIMIT %(limit)s
 ) WHERE kind = 0 GROUP BY channel
-ON CONFLICT (name) DO UPDATE SET last_eid = last_eid + excluded.last_eid
+ON CONFLICT (name) DO UPDATE
+SET last_eid = last_eid + excluded.last_eid - %(start)s
 """
 
 _NUMBER_SQLITE = """
@@ -204,7 +210,10 @@ class DjangoModelStorage:
         )
         if not unnumbered.exists():  # the usual answer, and it takes no lock
             return 0
-        Partition.objects.using(using).get_or_create(number=partition)
+        Partition.objects.using(using).get_or_create(
+            number=partition,
+            defaults={"start_eid": partial(self.start_eid, using)},  # type: ignore[misc]  # asked only if it is created
+        )
         with transaction.atomic(using=using):
             count = self._number(using, partition, limit)
         if count:
@@ -227,8 +236,8 @@ class DjangoModelStorage:
             lock = rows
         else:
             lock = rows.select_for_update(no_key=True)
-        base = lock.values_list("last_position", flat=True).get()
-        values = {"partition": partition, "limit": limit, "base": base}
+        base, start = lock.values_list("last_position", "start_eid").get()
+        values = {"partition": partition, "limit": limit, "base": base, "start": start}
         with connection.cursor() as cursor:
             if connection.vendor == "sqlite":
                 cursor.execute(_UPSERT_SQLITE.format(**names), values)
@@ -265,6 +274,38 @@ class DjangoModelStorage:
                 created__lte=Now() - datetime.timedelta(seconds=older_than)
             )
         return sorted(set(rows.values_list("partition", flat=True).distinct()))
+
+    def reset_readers(self, using: str) -> int:
+        """Make every position that any client holds one that is not in the log.
+
+        For a database that was restored from a backup: ids that were given after it would
+        be given again, to other events, and a client that holds one would go on from
+        there and miss what is now below it. All ids, of stored events and of channels to
+        come, move up to where none has ever been. In one transaction, under the
+        numbering locks.
+
+        Returns:
+            How many channels there are.
+        """
+        for partition in self.partitions(using):
+            Partition.objects.using(using).get_or_create(number=partition)
+        microseconds = int(database_now(using).timestamp() * 1_000_000)
+        with transaction.atomic(using=using):
+            rows = Partition.objects.using(using).order_by("number")
+            if connections[using].vendor == "sqlite":
+                rows.update(last_position=F("last_position"))  # the write lock
+            else:
+                list(rows.select_for_update(no_key=True))
+            before = self.start_eid(using)
+            # By the clock: an earlier reset may be missing in the backup. JavaScript
+            # has exact numbers for these until the year 2255.
+            start = max(microseconds, before + RESET_STEP)
+            rows.update(start_eid=start)
+            for model in (Event, DeadLetter):
+                with_id = model._default_manager.using(using).exclude(eid=None)
+                with_id.update(eid=F("eid") + (start - before))
+            channels = Channel.objects.using(using)
+            return channels.update(last_eid=F("last_eid") + (start - before))
 
     def count_unnumbered(self, using: str) -> dict[int, tuple[int, datetime.datetime]]:
         """Return how many events of a partition have no number, and when the first came.
@@ -369,10 +410,16 @@ class DjangoModelStorage:
     # --- readers
 
     def current_ids(self, using: str, channels: Collection[str]) -> dict[str, int]:
-        """Return the last event id of each channel, 0 for one that never had any."""
+        """Return the last event id of each channel; of a new one, what its ids follow."""
         rows = Channel.objects.using(using).filter(name__in=channels)
         known = dict(rows.values_list("name", "last_eid"))
-        return {name: known.get(name, 0) for name in channels}
+        start = 0 if len(known) == len(channels) else self.start_eid(using)
+        return {name: known.get(name, start) for name in channels}
+
+    def start_eid(self, using: str) -> int:
+        """Return what the ids of a new channel follow: 0, unless readers were reset."""
+        starts = Partition.objects.using(using).aggregate(start=Max("start_eid"))
+        return starts["start"] or 0
 
     def read_after(
         self, using: str, channel: str, eid: int, *, limit: int
@@ -455,24 +502,10 @@ class DjangoModelStorage:
         }
         return count + sum(rows.filter(where).count() for where in _above(behind))
 
-    def prune(
+    def prune_bound(
         self, using: str, partition: int, *, retention: float, targets: Collection[str]
     ) -> int:
-        """Delete the confirmed prefix of a partition that is past the retention.
-
-        Never by age alone: creation times and positions can be inverted by concurrent
-        transactions, and a hole in the ids could not be told from a loss. A target that
-        has failed, or been paused, for longer than the retention does not hold it up.
-
-        Args:
-            using: Database alias.
-            partition: Its number.
-            retention: Seconds for which events are kept.
-            targets: Names of the configured targets; cursors of others are passed over.
-
-        Returns:
-            How many rows were deleted, in transactions of at most 5,000.
-        """
+        """Return the last position that may be deleted; see `prune`."""
         cutoff = Now() - datetime.timedelta(seconds=retention)
         numbered = Event.objects.using(using).filter(
             partition=partition, position__isnull=False
@@ -492,6 +525,45 @@ class DjangoModelStorage:
         first_young = young.values_list("position", flat=True).first()
         if first_young is not None:
             bound = min(bound, first_young - 1)
+        return bound
+
+    def count_prunable(
+        self, using: str, partition: int, *, retention: float, targets: Collection[str]
+    ) -> int:
+        """Return how many rows `prune` would delete, reading an index only."""
+        bound = self.prune_bound(using, partition, retention=retention, targets=targets)
+        rows = Event.objects.using(using)
+        return rows.filter(partition=partition, position__lte=bound).count()
+
+    def prune(
+        self,
+        using: str,
+        partition: int,
+        *,
+        retention: float,
+        targets: Collection[str],
+        on_batch: Callable[[int], object] = lambda count: None,
+    ) -> int:
+        """Delete the confirmed prefix of a partition that is past the retention.
+
+        Never by age alone: creation times and positions can be inverted by concurrent
+        transactions, and a hole in the ids could not be told from a loss. A target that
+        has failed, or been paused, for longer than the retention does not hold it up.
+
+        Args:
+            using: Database alias.
+            partition: Its number.
+            retention: Seconds for which events are kept.
+            targets: Names of the configured targets; cursors of others are passed over.
+            on_batch: Called with the number of rows after each transaction.
+
+        Returns:
+            How many rows were deleted, in transactions of at most 5,000.
+        """
+        numbered = Event.objects.using(using).filter(
+            partition=partition, position__isnull=False
+        )
+        bound = self.prune_bound(using, partition, retention=retention, targets=targets)
         total = 0
         while True:
             first = numbered.aggregate(first=Min("position"))["first"]
@@ -500,10 +572,12 @@ class DjangoModelStorage:
             last = min(first + PRUNE_BATCH - 1, bound)
             with transaction.atomic(using=using):
                 # Raw: no signals, no collecting of ids; five times as fast.
-                total += numbered.filter(position__lte=last)._raw_delete(using)
+                count = numbered.filter(position__lte=last)._raw_delete(using)
                 DeadLetter.objects.using(using).filter(
                     partition=partition, position__lte=last
                 )._raw_delete(using)
+            total += count
+            on_batch(count)
 
 
 def _above(positions: dict[int, int]) -> Iterator[Q]:

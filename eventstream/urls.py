@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.urls import path
+from django.urls import include, path
 
 from eventstream.views import events, next_link
 
@@ -10,5 +10,6 @@ app_name = "eventstream"
 
 urlpatterns = [
     path("", events, name="events"),
+    path("health/", include("eventstream.health_urls")),
     path("next/<str:token>/", next_link, name="next-link"),
 ]

@@ -128,8 +128,20 @@ def test_sweep_is_late_after_a_minute(
     assert get_status().jobs[0].state == state
 
 
-def test_jobs_that_never_ran_are_told(targets: Targets) -> None:
-    assert subjects(get_status()) == ["sweep", "prune"]
+def test_sweep_that_never_ran_is_told(targets: Targets) -> None:
+    assert subjects(get_status()) == ["sweep"]
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(3590, "new"), (3610, "never")])
+def test_pruning_is_missed_once_there_is_something_to_prune(
+    targets: Targets, seconds: float, state: str
+) -> None:
+    send_event("orders", "message", 1)
+    jobs.republish("default")
+    Event.objects.update(created=Now() - ago(seconds))
+
+    assert get_status().jobs[1].state == state
+    assert subjects(get_status()) == ([] if state == "new" else ["prune"])
 
 
 def test_sweep_that_is_running_is_not_late(targets: Targets) -> None:

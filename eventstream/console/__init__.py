@@ -1,0 +1,1 @@
+"""What `manage.py eventstream …` does: one function for each subcommand."""

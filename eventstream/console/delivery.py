@@ -1,0 +1,138 @@
+"""republish, relay, prune, pause, resume, reset-readers: what changes something."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Sequence
+
+from django.db import DatabaseError, connections
+
+from eventstream import conf, jobs, pausing
+from eventstream.console.screen import Screen
+from eventstream.relay import NO_TARGET, Outcome, Report, pending, relay_partition
+from eventstream.status import Level
+from eventstream.storage import get_storage
+
+logger = logging.getLogger(__name__)
+
+PRUNE_SECONDS = 600.0
+
+
+def republish(screen: Screen, *, using: str, targets: Sequence[str]) -> int:
+    """Publish whatever waits, due or not; say what became of each target."""
+    pairs = [
+        (partition, name)
+        for partition, name in pending(using)
+        if not targets or name in targets
+    ]
+    if not pairs:
+        screen.line("Nothing was waiting.")
+        return 0
+    reports: dict[str, list[Report]] = {}
+    with screen.progress("Partitions", len(pairs)) as advance:
+        for partition, name in pairs:
+            report = relay_partition(using, partition, name, force=True)
+            reports.setdefault(name, []).append(report)
+            advance(1)
+    rows, levels = [], []
+    for name, found in reports.items():
+        errors = list(dict.fromkeys(r.error for r in found if r.error))
+        is_failed = any(r.outcome in (Outcome.FAILED, Outcome.PAUSED) for r in found)
+        rows.append(
+            [
+                "(numbered only)" if name == NO_TARGET else name,
+                sum(r.event_count for r in found),
+                sum(r.outcome is Outcome.FAILED for r in found),
+                sum(r.outcome is Outcome.BUSY for r in found),
+                "; ".join(errors[:3]) or None,
+            ]
+        )
+        levels.append(Level.ERROR if is_failed else Level.OK)
+    screen.table(
+        ["target", "confirmed", "partitions failed", "busy", "error"],
+        rows,
+        levels=levels,
+    )
+    return 2 if Level.ERROR in levels else 0
+
+
+def run_relay(screen: Screen, *, interval: float, once: bool) -> int:
+    """Sweep and prune in this process, without Celery, until it is told to end."""
+    stopped = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
+    pruned_at = -PRUNE_SECONDS
+    if not once:
+        screen.line(
+            f"Publishing what waits every {interval:g} s, pruning every "
+            f"{PRUNE_SECONDS:g} s. Ctrl-C ends it."
+        )
+    while True:
+        is_due = time.monotonic() - pruned_at >= PRUNE_SECONDS
+        for using in conf.get_options().databases:
+            try:
+                result = jobs.republish(using)
+                if result is None:
+                    result = "another process is sweeping"
+                if once or not result.startswith("0 events, 0 "):
+                    screen.line(f"{using}: {result}")
+                if is_due and not once:
+                    jobs.prune(using)
+            except DatabaseError as error:
+                if once:
+                    raise
+                logger.warning("The outbox %s cannot be swept: %s", using, error)
+                connections[using].close()
+        if is_due:
+            pruned_at = time.monotonic()
+        if once or stopped.wait(interval):
+            return 0
+
+
+def prune(screen: Screen, *, dry_run: bool) -> int:
+    """Delete what is past the retention, or say how much that is."""
+    for using in conf.get_options().databases:
+        total = jobs.count_prunable(using)
+        if dry_run:
+            screen.line(f"{using}: {total:,} events would be deleted.")
+            continue
+        with screen.progress(f"Deleting from {using}", total) as advance:
+            result = jobs.prune(using, on_batch=advance)
+        screen.line(f"{using}: {result or 'another process is pruning'}.")
+    return 0
+
+
+def pause(screen: Screen, *, target: str, reason: str) -> int:
+    """Pause a target."""
+    is_new = pausing.pause(target, reason=reason)
+    screen.line(
+        f"{target} is paused: nothing is published there."
+        if is_new
+        else f"{target} was paused already."
+    )
+    screen.line(f"To go on: `python manage.py eventstream resume {target}`.")
+    return 0
+
+
+def resume(screen: Screen, *, target: str) -> int:
+    """Resume a target."""
+    if pausing.resume(target):
+        screen.line(f"{target} is resumed: a worker publishes what waits for it.")
+    else:
+        screen.line(f"{target} was not paused.")
+    return 0
+
+
+def reset_readers(screen: Screen) -> int:
+    """Have every client that holds a position load anew."""
+    for using in conf.get_options().databases:
+        count = get_storage().reset_readers(using)
+        screen.line(f"{using}: {count:,} channels; every old position is now a reset.")
+    screen.line(
+        "Restart the web processes and the GRIP proxies, so that all clients come back."
+    )
+    return 0

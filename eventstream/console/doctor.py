@@ -1,0 +1,284 @@
+"""doctor: look at every part, say what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+from django.core import checks
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+
+from eventstream import conf
+from eventstream.api import EventState, send_event
+from eventstream.console.screen import Screen
+from eventstream.exceptions import EventStreamError
+from eventstream.status import (
+    Finding,
+    Level,
+    describe_count,
+    describe_seconds,
+    get_status,
+)
+from eventstream.storage import database_now
+from eventstream.targets import get_targets
+from eventstream.targets.bus import connect, kick_topic
+
+CLOCK_SECONDS = 2.0
+ROUND_TRIP_SECONDS = 10.0
+DOCTOR_CHANNEL = "eventstream-doctor"
+
+
+def examine(screen: Screen, *, url: str | None, is_sending: bool) -> int:
+    """Run every check; return 0 if all is well, 1 for warnings, 2 for errors."""
+    worst = Level.OK
+    for finding in _findings(url, is_sending):
+        screen.finding(finding.level, finding.subject, finding.text, finding.hint)
+        worst = max(worst, finding.level, key=lambda level: level.rank)
+    endings = {
+        Level.OK: "All is well.",
+        Level.WARNING: "It works; see the warnings.",
+        Level.ERROR: "Something is broken; see the errors.",
+    }
+    screen.line(endings[worst], worst)
+    return worst.rank
+
+
+def _findings(url: str | None, is_sending: bool) -> Iterator[Finding]:
+    yield from _check_settings()
+    databases = conf.get_options().databases
+    for using in databases:
+        found = list(_check_database(using))
+        yield from found
+        if any(finding.level is Level.ERROR for finding in found):
+            return  # nothing that follows could answer
+    yield from _check_bus()
+    yield from _check_keys()
+    for using in databases:
+        yield from _check_status(using)
+    if url:
+        yield from _check_url(url)
+    if is_sending:
+        yield from _check_round_trip()
+
+
+def _ok(subject: str, text: str) -> Finding:
+    return Finding(Level.OK, subject, text, "")
+
+
+def _check_settings() -> Iterator[Finding]:
+    found = False
+    for message in checks.run_checks(tags=["eventstream"]):
+        if message.is_silenced():
+            continue
+        found = True
+        level = Level.ERROR if message.level >= checks.ERROR else Level.WARNING
+        yield Finding(level, "settings", message.msg, str(message.hint or ""))
+    if not found:
+        names = ", ".join(get_targets()) or "none: streams look at the database"
+        yield _ok("settings", f"every one is valid; targets: {names}")
+
+
+def _check_database(using: str) -> Iterator[Finding]:
+    subject = f"database {using!r}"
+    started = time.monotonic()
+    try:
+        now = database_now(using)
+    except DatabaseError as error:
+        text = f"does not answer: {str(error).strip()}"
+        yield Finding(Level.ERROR, subject, text, f"Mend DATABASES[{using!r}].")
+        return
+    seconds = time.monotonic() - started
+    executor = MigrationExecutor(connections[using])
+    leaves = [n for n in executor.loader.graph.leaf_nodes() if n[0] == "eventstream"]
+    if executor.migration_plan(leaves):
+        hint = f"`python manage.py migrate --database {using}`."
+        if using == DEFAULT_DB_ALIAS:
+            hint = "`python manage.py migrate`."
+        yield Finding(Level.ERROR, subject, "is not migrated.", hint)
+        return
+    vendor = connections[using].display_name
+    yield _ok(subject, f"{vendor} answers in {describe_seconds(seconds)}, migrated")
+    here = timezone.now()
+    skew = (here - now).total_seconds()
+    if abs(skew) > CLOCK_SECONDS:
+        yield Finding(
+            Level.WARNING,
+            "clock",
+            f"this machine's differs from the database's by {skew:+.1f} s.",
+            "Have both keep time (chrony or ntpd): signed links and logs go by it. "
+            "Leases and ages go by the database's alone.",
+        )
+    else:
+        yield _ok("clock", f"within {CLOCK_SECONDS:g} s of the database's")
+
+
+def _check_bus() -> Iterator[Finding]:
+    arguments = conf.redis_arguments()
+    if arguments is None:
+        return
+    topic = f"{conf.get_options().redis_prefix}doctor"
+    try:
+        with connect(arguments, timeout=2.0) as client, client.pubsub() as pubsub:
+            pubsub.subscribe(topic)
+            pubsub.get_message(timeout=2.0)
+            started = time.monotonic()
+            client.publish(topic, b"ping")
+            message = pubsub.get_message(timeout=2.0)
+            seconds = time.monotonic() - started
+            (_, count), *_ = client.pubsub_numsub(kick_topic())
+    except (redis.RedisError, OSError) as error:
+        yield Finding(
+            Level.ERROR,
+            "bus",
+            f"does not answer: {error}",
+            "Start Redis or Valkey, or mend EVENTSTREAM_REDIS. Until then streams look "
+            "at the database every "
+            f"{conf.get_options().poll_interval:g} s.",
+        )
+        return
+    if message is None or message["data"] != b"ping":
+        yield Finding(
+            Level.ERROR,
+            "bus",
+            "takes a message and does not deliver it.",
+            "See that EVENTSTREAM_REDIS is not a read replica or a proxy without pub/sub.",
+        )
+        return
+    listening = (
+        "1 web process listens" if count == 1 else f"{count} web processes listen"
+    )
+    yield _ok(
+        "bus", f"a message comes back in {describe_seconds(seconds)}; {listening}"
+    )
+
+
+def _check_keys() -> Iterator[Finding]:
+    """Sign as each proxy does, and have the middleware look at it."""
+    proxies = conf.grip_proxies()
+    if not proxies:
+        return
+    from django_grip import GripMiddleware  # noqa: PLC0415  imports requests: slow
+    from jwt import encode  # noqa: PLC0415
+
+    for proxy in proxies:
+        subject = f"Grip-Sig of {proxy['control_uri']}"
+        key = proxy.get("key")
+        if not key:
+            yield Finding(
+                Level.WARNING,
+                subject,
+                "the proxy has no key, so nothing shows that a request is the proxy's.",
+                "Set sig_key in pushpin.conf and add it: GRIP_URL = 'http://…?key=…'.",
+            )
+            continue
+        claims = {"iss": "pushpin", "exp": int(time.time()) + 60}
+        request = HttpRequest()
+        request.META["HTTP_GRIP_SIG"] = encode(claims, key, algorithm="HS256")
+        seen: list[bool] = []
+
+        def answer(request: HttpRequest, seen: list[bool] = seen) -> HttpResponse:
+            grip: Any = request.grip  # type: ignore[attr-defined]
+            seen.append(bool(grip.signed))
+            return HttpResponse()
+
+        GripMiddleware(answer)(request)
+        if seen == [True]:
+            yield _ok(subject, "what is signed with its key is accepted here")
+        else:
+            yield Finding(
+                Level.ERROR,
+                subject,
+                "what is signed with the proxy's key is not accepted here.",
+                "GRIP_VERIFY_KEY, or verify_key, must be the key that the proxy signs "
+                "with.",
+            )
+
+
+def _check_status(using: str) -> Iterator[Finding]:
+    status = get_status(using, ask=True)
+    yield from status.findings
+    bad = {finding.subject for finding in status.findings}
+    wake_ups = status.wake_ups
+    if wake_ups.broker and not bad & {"broker", "worker"}:
+        workers = describe_count(wake_ups.worker_count or 0, "worker")
+        text = f"{wake_ups.broker} answers; {workers} for {wake_ups.queue!r}"
+        yield _ok("broker", text)
+    for job in status.jobs:
+        name = "sweep" if job.name == "republish" else job.name
+        if name not in bad and job.age_seconds is not None:
+            yield _ok(
+                name, f"ran {describe_seconds(job.age_seconds)} ago: {job.result}"
+            )
+    for target in status.targets:
+        if target.is_configured and target.name not in bad:
+            yield _ok(target.name, "takes what is published")
+
+
+def _check_url(url: str) -> Iterator[Finding]:
+    """Ask the site from outside: through the proxy, if there is one."""
+    address = url.rstrip("/") + "/health/live"
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:  # noqa: S310  the operator's own
+            body = json.load(response)
+            grip = body["grip"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield Finding(
+            Level.ERROR,
+            address,
+            f"is not answered by eventstream: {error}",
+            "Give --url the address under which eventstream.urls is included, as the "
+            "browser has it, such as https://example.com/events/.",
+        )
+        return
+    if not conf.grip_proxies():
+        yield _ok(address, "answers")
+    elif grip == "verified":
+        yield _ok(address, "comes through a GRIP proxy, whose signature is good")
+    elif grip == "invalid":
+        yield Finding(
+            Level.ERROR,
+            address,
+            "comes through a proxy whose signature is not accepted: every stream is "
+            "refused or held by the web process.",
+            "The sig_key of the proxy and the key of GRIP_URL must be the same.",
+        )
+    else:
+        yield Finding(
+            Level.WARNING,
+            address,
+            "did not come through the GRIP proxy.",
+            "Give --url the proxy's address. If it is, set sig_key in pushpin.conf.",
+        )
+
+
+def _check_round_trip() -> Iterator[Finding]:
+    started = time.monotonic()
+    try:
+        sent = send_event(DOCTOR_CHANNEL, "message", {"sent_at": timezone.now()})
+    except (EventStreamError, DatabaseError) as error:
+        yield Finding(Level.ERROR, "round trip", str(error), "See above.")
+        return
+    state = sent.state()
+    while state is not EventState.CONFIRMED:
+        if time.monotonic() - started > ROUND_TRIP_SECONDS:
+            yield Finding(
+                Level.ERROR,
+                "round trip",
+                f"an event was not confirmed within {ROUND_TRIP_SECONDS:g} s; it is "
+                f"{state.value}.",
+                f"`python manage.py eventstream undelivered` says what holds up "
+                f"{DOCTOR_CHANNEL}.",
+            )
+            return
+        time.sleep(0.05)
+        state = sent.state()
+    seconds = time.monotonic() - started
+    yield _ok("round trip", f"an event was confirmed after {describe_seconds(seconds)}")

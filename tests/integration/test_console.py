@@ -1,0 +1,372 @@
+"""manage.py eventstream …, in a pipe: what it prints, changes and exits with."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connections
+from django.db.models.functions import Now
+from pytest_django import Settings
+
+from eventstream import EventSpec, jobs, send_event, send_events
+from eventstream.console import delivery
+from eventstream.console.screen import Screen
+from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, PausedTarget
+from eventstream.relay import relay_all
+from eventstream.storage import get_storage, partition_of
+from tests.integration.test_relay import ago
+from tests.support.targets import RecordingTarget
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Targets = dict[str, RecordingTarget]
+
+
+@pytest.fixture(autouse=True)
+def console_targets(monkeypatch: pytest.MonkeyPatch, targets: Targets) -> Targets:
+    for module in ("events", "bench", "doctor"):
+        path = f"eventstream.console.{module}.get_targets"
+        monkeypatch.setattr(path, lambda: targets)
+    return targets
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """Run a subcommand and return what it printed."""
+    out = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        if code:
+            ended = stack.enter_context(pytest.raises(SystemExit))
+        call_command("eventstream", *arguments, stdout=out)
+    assert not code or ended.value.code == code, out.getvalue()
+    return out.getvalue()
+
+
+def later(*calls: Callable[[], object]) -> threading.Timer:
+    """Have this done in a moment, by another thread with a connection of its own."""
+
+    def work() -> None:
+        for call in calls:
+            call()
+        connections.close_all()
+
+    timer = threading.Timer(0.3, work)
+    timer.start()
+    return timer
+
+
+def send(count: int, channel: str = "orders") -> None:
+    send_events([EventSpec(channel, "message", n) for n in range(count)])
+
+
+# --- status
+
+
+def test_status_says_what_is_wrong_first_and_what_to_do(targets: Targets) -> None:
+    targets["a"].is_down = True
+    send(3)
+    jobs.republish("default")
+
+    lines = run("status", code=2).splitlines()
+
+    assert lines[0].endswith(": ERROR")
+    assert lines[1].startswith("ERROR: a: Failing")
+    assert lines[1].endswith("Its answer: a is down")
+    assert "eventstream republish --target a" in lines[2]
+    (row,) = [line for line in lines if line.startswith("a ")]
+    assert row.split()[:3] == ["a", "failing", "3"]
+
+
+def test_status_exits_with_0_when_all_is_well() -> None:
+    send(1)
+    jobs.republish("default")
+
+    assert run("status").splitlines()[1] == "Every event has reached every target."
+
+
+def test_status_as_json_is_one_document() -> None:
+    send(2)
+    jobs.republish("default")
+
+    found = json.loads(run("status", "--json", "--offline"))
+
+    assert (found["level"], found["event_count"]) == ("ok", 2)
+    assert [target["confirmed_count"] for target in found["targets"]] == [2, 2]
+
+
+def test_status_exits_with_1_for_a_warning(targets: Targets) -> None:
+    send(1)
+    jobs.republish("default")
+    run("pause", "a", "--reason", "new certificate")
+
+    assert "WARNING: a: Paused for" in run("status", code=1)
+
+
+# --- send, tail, undelivered
+
+
+def test_sent_event_is_followed_until_it_is_confirmed(targets: Targets) -> None:
+    relays = later(partial(relay_all, "default"))
+
+    printed = run("send", "orders", '{"number": 17}', "--type", "order")
+    relays.join()
+
+    assert printed == "orders:1 is confirmed.\n"
+    assert targets["a"].received == [("orders", 1, '{"number": 17}')]
+    assert Event.objects.get().type == "order"
+
+
+def test_event_that_nobody_relays_is_told_and_exits_with_1() -> None:
+    printed = run("send", "orders", "as it is", "--text", "--wait", "0", code=1)
+
+    assert printed.startswith("orders:no id yet is unnumbered.")
+    assert Event.objects.get().data == "as it is"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["orders", "{oops"], "is not JSON"), (["", "1"], "channel must not be empty")],
+)
+def test_what_cannot_be_sent_is_a_clear_error(
+    arguments: list[str], message: str
+) -> None:
+    with pytest.raises(CommandError, match=message):
+        run("send", *arguments)
+    assert not Event.objects.exists()
+
+
+def test_tail_begins_where_it_is_told() -> None:
+    send(4)
+    relay_all("default")
+
+    printed = run("tail", "orders", "--from", "2", "--count", "2")
+
+    assert printed == "orders:3  message  2\norders:4  message  3\n"
+
+
+def test_tail_tells_a_position_that_a_client_could_not_resume() -> None:
+    send(2)
+    relay_all("default")
+    sender = later(partial(send, 1), partial(relay_all, "default"))
+
+    printed = run("tail", "orders", "--from", "9", "--count", "1", "--json")
+    sender.join()
+
+    assert "9 is not in the log: a client would get a stream-reset" in printed
+    last = json.loads(printed.splitlines()[-1])
+    assert last == {"id": 3, "type": "message", "data": "0"}
+
+
+def test_undelivered_names_event_target_and_reason_and_no_data(
+    targets: Targets,
+) -> None:
+    targets["a"].is_down = True
+    send_event("orders", "message", "secret")
+    relay_all("default")
+    send_event("orders", "message", "secret")
+
+    printed = run("undelivered", "--target", "a", code=1)
+
+    header, first, second = printed.splitlines()
+    assert header.split() == ["event", "channel", "id", "target", "since", "age", "why"]
+    assert first.endswith("a is down")
+    assert first.split()[1:4] == ["orders", "1", "a"]
+    assert second.endswith("it has no id yet: no relay has come by")
+    assert "secret" not in printed
+
+
+def test_undelivered_is_limited_for_each_target(targets: Targets) -> None:
+    targets["a"].is_down = targets["b"].is_down = True
+    send(10)
+    relay_all("default")
+
+    found = json.loads(run("undelivered", "--limit", "3", "--json", code=1))
+
+    assert [(row["target"], row["id"]) for row in found] == [
+        ("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("b", "2"), ("b", "3"),
+    ]  # fmt: skip
+
+
+def test_paused_target_is_the_reason_that_is_given() -> None:
+    send(1)
+    run("pause", "a", "--reason", "new certificate")
+    relay_all("default")
+
+    assert run("undelivered", code=1).rstrip().endswith("new certificate")
+
+
+def test_kicks_and_dead_letters_are_listed(targets: Targets) -> None:
+    targets["a"].poison = {"1"}
+    targets["b"].is_down = True
+    Event.objects.create(
+        partition=partition_of("orders"), kind=EventKind.KICK, channel="orders",
+        type="kick", data="5",
+    )  # fmt: skip
+    send(2)
+    relay_all("default")
+
+    assert "orders (kick)" in run("undelivered", code=1)
+    assert "bad content" in run("undelivered", "--dead", code=1)
+    DeadLetter.objects.all().delete()
+    assert run("undelivered", "--dead") == "No dead letters.\n"
+
+
+# --- republish, relay, prune
+
+
+def test_republish_does_not_wait_until_it_is_due(targets: Targets) -> None:
+    targets["a"].is_down = True
+    send(2)
+    relay_all("default")
+    targets["a"].is_down = False
+    Cursor.objects.update(next_attempt=Now() + ago(600))
+
+    printed = run("republish", "--target", "a")
+
+    assert targets["a"].ids("orders") == [1, 2]
+    assert printed.splitlines()[1].split()[:2] == ["a", "2"]
+    assert run("republish") == "Nothing was waiting.\n"
+
+
+def test_republish_says_why_it_failed(targets: Targets) -> None:
+    targets["a"].is_down = True
+    send(1)
+
+    assert "a is down" in run("republish", code=2)
+    assert targets["b"].ids("orders") == [1]
+
+
+def test_relay_once_is_one_sweep(targets: Targets) -> None:
+    send(2)
+
+    printed = run("relay", "--once")
+
+    assert printed == "default: 4 events, 2 partitions behind, 0 failed\n"
+    assert targets["b"].ids("orders") == [1, 2]
+    assert Job.objects.get(name="republish").finished_at is not None
+
+
+def test_relay_goes_on_and_prunes_until_it_is_stopped(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            send(1)
+            waits.append(timeout or 0)
+            return len(waits) == 3
+
+    monkeypatch.setattr("eventstream.console.delivery.threading.Event", Stop)
+    monkeypatch.setattr("eventstream.console.delivery.signal.signal", lambda *_: None)
+
+    delivery.run_relay(Screen(io.StringIO()), interval=0.5, once=False)
+
+    assert waits == [0.5, 0.5, 0.5]
+    assert targets["a"].ids("orders") == [1, 2]
+    assert Job.objects.get(name="prune").finished_at is not None
+
+
+def test_prune_can_be_tried_dry() -> None:
+    send(5)
+    relay_all("default")
+    Event.objects.filter(eid__lte=3).update(created=Now() - ago(90_000))
+
+    assert run("prune", "--dry-run") == "default: 3 events would be deleted.\n"
+    assert Event.objects.count() == 5
+    assert run("prune") == "default: 3 events deleted.\n"
+    assert Event.objects.count() == 2
+
+
+# --- pause, resume
+
+
+def test_target_is_paused_by_a_part_of_its_name(targets: Targets) -> None:
+    targets["grip:http://one:5561"] = RecordingTarget("grip:http://one:5561")
+    targets["grip:http://two:5561"] = RecordingTarget("grip:http://two:5561")
+
+    printed = run("pause", "two", "--reason", "new certificate")
+
+    assert PausedTarget.objects.get().name == "grip:http://two:5561"
+    assert "eventstream resume grip:http://two:5561" in printed
+    assert "was paused already" in run("pause", "two")
+    assert "is resumed" in run("resume", "two")
+    assert "was not paused" in run("resume", "two")
+    with pytest.raises(CommandError, match="means several targets"):
+        run("pause", "5561")
+    with pytest.raises(CommandError, match="is not a target; the settings have: a, b"):
+        run("pause", "three")
+
+
+# --- the rest
+
+
+def test_readers_are_only_reset_by_who_means_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send(2)
+    relay_all("default")
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+
+    with pytest.raises(CommandError, match="Nothing was changed"):
+        run("reset-readers")
+    assert get_storage().current_ids("default", ["orders"]) == {"orders": 2}
+
+    assert "1 channels" in run("reset-readers", "--no-input")
+    assert get_storage().current_ids("default", ["orders"])["orders"] > 10**15
+
+
+def test_bench_measures_each_size_of_batch(targets: Targets) -> None:
+    printed = run("bench-proxy", "a", "--seconds", "0.01")
+
+    assert [line.split()[1] for line in printed.splitlines()[1:]] == [
+        "1", "10", "100", "1,000",
+    ]  # fmt: skip
+    assert not any(channel == "orders" for channel, _, _ in targets["a"].received)
+
+
+def test_unknown_database_is_told(settings: Settings) -> None:
+    with pytest.raises(CommandError, match="'other' has no outbox"):
+        run("undelivered", "--using", "other")
+
+
+def test_doctor_finds_nothing_where_all_is_well() -> None:
+    send(1)
+    jobs.republish("default")
+
+    printed = run("doctor")
+
+    assert printed.splitlines()[-1] == "All is well."
+    assert "OK: a: takes what is published" in printed
+
+
+def test_doctor_says_how_to_mend_settings_and_targets(
+    targets: Targets, settings: Settings
+) -> None:
+    settings.EVENTSTREAM_BATCH_BYTES = 20_000
+    targets["a"].is_down = True
+
+    printed = run("doctor", code=2)
+
+    assert "WARNING: settings: EVENTSTREAM_BATCH_BYTES is less than twice" in printed
+    assert "ERROR: a: Failing; 0 events wait for it. Its answer: a is down" in printed
+    assert printed.splitlines()[-1] == "Something is broken; see the errors."
+
+
+def test_doctor_finds_keys_that_do_not_match(settings: Settings) -> None:
+    key = "tests-only-0123456789-0123456789-0123456789"
+    settings.GRIP_PROXIES = [
+        {"control_uri": "http://127.0.0.1:1/", "key": key, "verify_key": "x" * 40}
+    ]
+
+    printed = run("doctor", code=2)
+
+    assert "ERROR: Grip-Sig of http://127.0.0.1:1/: what is signed" in printed
+    settings.GRIP_PROXIES = [{"control_uri": "http://127.0.0.1:1/", "key": key}]
+    assert "OK: Grip-Sig of http://127.0.0.1:1/" in run("doctor", code=1)
