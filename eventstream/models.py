@@ -68,10 +68,21 @@ class Event(models.Model):
                 name="eventstream_kicks",
             ),
         ]
-        permissions = [("publish_event", "Can publish undelivered events")]
+        permissions = [
+            ("publish_event", "Can publish undelivered events and dead letters"),
+            ("give_up_event", "Can give up events for a target"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.channel}:{self.eid if self.eid is not None else 'unnumbered'}"
+
+
+class UndeliveredEvent(Event):
+    """An event that some target has not accepted: a page of the admin, no table."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ()
 
 
 class Channel(models.Model):
@@ -158,6 +169,11 @@ class PausedTarget(models.Model):
     since = models.DateTimeField(db_default=Now())
     reason = models.TextField(default="", blank=True)
 
+    class Meta:
+        verbose_name = "target"  # the admin shows every target under this model
+        default_permissions = ("view",)
+        permissions = [("pause_target", "Can pause and resume targets")]
+
     def __str__(self) -> str:
         return self.name
 
@@ -226,6 +242,10 @@ class Sample(models.Model):
     oldest_seconds = models.FloatField(null=True)
     reader_count = models.PositiveIntegerField(null=True)
     targets = models.JSONField(default=dict)
+
+    class Meta:
+        verbose_name_plural = "overview"
+        default_permissions = ("view",)
 
     def __str__(self) -> str:
         return self.minute.isoformat()

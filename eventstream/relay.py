@@ -711,6 +711,9 @@ def retry_dead_letters(
     target = get_targets().get(target_name)
     if target is None:
         return RetryReport(error=f"{target_name} is not in the settings")
+    pause = PausedTarget.objects.using(using).filter(name=target_name).first()
+    if pause is not None:
+        return RetryReport(error=f"{describe_pause(pause)}; resume it first")
     letters = DeadLetter.objects.using(using).filter(pk__in=keys, target=target_name)
     by_partition: dict[int, list[int]] = {}
     for key, partition in letters.values_list("pk", "partition"):

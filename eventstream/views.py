@@ -136,8 +136,7 @@ def _answer(
 
 async def _stream(reader: Reader, slot: Slot) -> AsyncIterator[bytes]:
     try:
-        await sync_to_async(_close_connections)()
-        _release_thread()
+        await release_request()
         stream = get_hub().stream(reader)
         try:
             async for chunk in stream:
@@ -146,6 +145,12 @@ async def _stream(reader: Reader, slot: Slot) -> AsyncIterator[bytes]:
             await stream.aclose()  # type: ignore[attr-defined]
     finally:
         slot.release()
+
+
+async def release_request() -> None:
+    """Give back the connections and the thread of a request whose response will last."""
+    await sync_to_async(_close_connections)()
+    _release_thread()
 
 
 def _close_connections() -> None:

@@ -6,8 +6,9 @@ import os
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
 
 from tests import celery  # noqa: F401  makes it the current app, so wake-ups find the broker
 
-application = get_asgi_application()
+application = ASGIStaticFilesHandler(get_asgi_application())

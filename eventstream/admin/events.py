@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Exists, Min, OuterRef, Q, QuerySet
 from django.db.models.functions import Left
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from eventstream.admin.base import (
@@ -294,46 +292,3 @@ def _target_states(event: Event) -> Iterator[tuple[str, str]]:
             yield name, "not published there: it is older than the target"
         else:
             yield name, "confirmed"
-
-
-@admin.register(Channel)
-class ChannelAdmin(ReadOnlyAdmin[Channel]):
-    """The channels that ever had an event."""
-
-    list_display = ("name", "partition", "last_eid")
-    search_fields = ("name",)
-    search_help_text = "The beginning of a name, exactly as it is written."
-    sortable_by = ("name",)
-    ordering = ("name",)
-    fields = ("name", "partition", "last_eid", "floor", "stored", "events")
-    readonly_fields = fields
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
-    ) -> tuple[QuerySet[Any], bool]:
-        if search_term:
-            queryset = queryset.filter(name__startswith=search_term)
-        return queryset, False
-
-    def why_not_delete(self, obj: Channel) -> str:
-        return (
-            "Channels cannot be deleted: the ids would begin again at 1, and clients "
-            "that hold a higher one would miss events."
-        )
-
-    @admin.display(description="floor (the largest id pruned)")
-    def floor(self, channel: Channel) -> int:
-        return get_storage().floor(alias(), channel.name)
-
-    @admin.display(description="events stored")
-    def stored(self, channel: Channel) -> int:
-        rows = Event.objects.using(alias()).filter(channel=channel.name)
-        return rows.filter(eid__isnull=False).count()
-
-    @admin.display(description="events")
-    def events(self, channel: Channel) -> SafeString:
-        url = reverse(
-            "admin:eventstream_event_changelist", current_app=self.admin_site.name
-        )
-        query = urlencode({"q": channel.name, "state": ALL})
-        return format_html('<a href="{}?{}">Show them</a>', url, query)

@@ -11,7 +11,14 @@ from django.contrib import messages
 from django.db.models import Count, Max
 
 from eventstream.models import DeadLetter
-from eventstream.relay import NO_TARGET, Outcome, Report, relay_partition
+from eventstream.relay import (
+    NO_TARGET,
+    Outcome,
+    Report,
+    RetryReport,
+    relay_partition,
+    retry_dead_letters,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +26,7 @@ TARGET_SECONDS = 10.0
 """After so long no further partition is begun for a target: the operator is waiting."""
 
 _NAMED = 10
+_LETTERS_AT_A_TIME = 20
 _ERRORS = 3
 _ERROR_LENGTH = 300
 
@@ -31,6 +39,7 @@ class _Tally:
     refused_count: int = 0
     failed: list[int] = field(default_factory=list)
     busy: list[int] = field(default_factory=list)
+    pause: str = ""
     untried: list[int] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     seconds: float = 0
@@ -41,6 +50,9 @@ class _Tally:
             return
         if report.outcome is Outcome.BUSY:
             self.busy.append(partition)
+            return
+        if report.outcome is Outcome.PAUSED:
+            self.pause = report.error
             return
         self.failed.append(partition)
         if report.error not in self.errors:
@@ -76,6 +88,59 @@ def publish_now(
         yield from _describe(name, tally)
 
 
+def retry_letters(
+    using: str, letters: Collection[DeadLetter]
+) -> Iterator[tuple[int, str]]:
+    """Publish dead letters again where that is of use; yield (message level, text)."""
+    by_target: dict[str, list[int]] = {}
+    for letter in sorted(letters, key=lambda x: (x.partition, x.position)):
+        by_target.setdefault(letter.target, []).append(letter.pk)
+    for name, keys in by_target.items():
+        total = RetryReport()
+        started = time.monotonic()
+        left = len(keys)
+        for first in range(0, len(keys), _LETTERS_AT_A_TIME):
+            if total.error or time.monotonic() - started > TARGET_SECONDS:
+                break
+            some = keys[first : first + _LETTERS_AT_A_TIME]
+            left -= len(some)
+            try:
+                total.add(retry_dead_letters(using, name, some))
+            except Exception as error:
+                # One target's fault must not hide what became of the others.
+                logger.exception("Retrying dead letters of %s failed", name)
+                total.error = f"{type(error).__name__}: {error}"
+        yield from _describe_retry(name, total, left)
+
+
+def _describe_retry(
+    name: str, report: RetryReport, left: int
+) -> Iterator[tuple[int, str]]:
+    if report.published:
+        text = f"{name}: accepted {_events(report.published)}."
+        yield messages.SUCCESS, text
+    if report.due:
+        text = f"{name}: {_events(report.due)} will be published in turn."
+        yield messages.SUCCESS, text
+    if report.superseded:
+        text = (
+            f"{name}: {_events(report.superseded)} not published: newer ones have been, "
+            "so readers have had them from the log. The letters are removed."
+        )
+        yield messages.INFO, text
+    if report.refused:
+        text = f"{name}: refused {_events(report.refused)} again; see the last error."
+        yield messages.ERROR, text
+    if report.busy:
+        text = f"{name}: busy: another process is publishing there. Look again in a moment."
+        yield messages.WARNING, text
+    if report.error:
+        yield messages.ERROR, f"{name}: {report.error[:_ERROR_LENGTH]}"
+    if left:
+        text = f"{name}: {_events(left)} not tried. Try those again."
+        yield messages.WARNING, text
+
+
 def _relay(using: str, partition: int, name: str) -> Report:
     try:
         return relay_partition(using, partition, name, force=True)
@@ -93,12 +158,21 @@ def _describe(name: str, tally: _Tally) -> Iterator[tuple[int, str]]:
     elif tally.event_count > tally.refused_count:
         count = tally.event_count - tally.refused_count
         yield messages.SUCCESS, f"{name}: confirmed {_events(count)}."
-    elif not (tally.failed or tally.busy or tally.untried or tally.refused_count):
+    elif not (
+        tally.failed
+        or tally.busy
+        or tally.untried
+        or tally.refused_count
+        or tally.pause
+    ):
         yield messages.INFO, f"{name}: nothing was waiting."
     if tally.refused_count:
         refused = _events(tally.refused_count)
         text = f"{name}: refused {refused} for good; see the dead letters."
         yield messages.ERROR, text
+    if tally.pause:
+        text = f"Nothing was published: {tally.pause}. Resume it first."
+        yield messages.WARNING, text
     if tally.failed:
         errors = "; ".join(error[:_ERROR_LENGTH] for error in tally.errors[:_ERRORS])
         text = f"{name}: failed in {_partitions(tally.failed)}: {errors}"

@@ -30,6 +30,9 @@ def targets(
     """Two targets, "a" and "b"; nothing is relayed but by the test."""
     settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
     found = {name: RecordingTarget(name) for name in ("a", "b")}
-    for module in ("api", "relay", "jobs", "pausing", "status"):
+    for module in (
+        "api", "relay", "jobs", "pausing", "status", "undelivered",
+        "admin.channels", "admin.deliveries", "admin.events", "admin.undelivered",
+    ):  # fmt: skip
         monkeypatch.setattr(f"eventstream.{module}.get_targets", lambda: found)
     return found

@@ -1,0 +1,235 @@
+"""The health of the installation as the pages show it: status.py's facts, with buttons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib.admin.utils import quote
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils.safestring import SafeString
+
+from eventstream.admin.base import alias
+from eventstream.status import (
+    COUNT_LIMIT,
+    Finding,
+    HolderStatus,
+    Status,
+    TargetStatus,
+    describe_seconds,
+    get_status,
+)
+
+
+@dataclass(frozen=True)
+class Button:
+    """A way to a confirmation page."""
+
+    label: str
+    url: str
+
+
+@dataclass(frozen=True)
+class FindingItem:
+    """A finding, and what the user may press about it."""
+
+    finding: Finding
+    buttons: list[Button]
+
+
+@dataclass(frozen=True)
+class Health:
+    """One look at the installation, for one user.
+
+    Attributes:
+        status: The facts.
+        headline: One sentence: whether events arrive.
+        findings: What is wrong, the worst first.
+        is_asked: Whether broker, workers, bus and proxies were asked, too.
+    """
+
+    status: Status
+    headline: str
+    findings: list[FindingItem]
+    is_asked: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the installation, in words.
+
+    Attributes:
+        name: Which.
+        level: "ok", "warning", "error", or "" if it is not known or there is none.
+        text: How it is.
+        hint: What to do, if anything.
+        url: Its own page.
+    """
+
+    name: str
+    level: str
+    text: str
+    hint: str = ""
+    url: str = ""
+
+
+def look(request: HttpRequest, *, ask: bool = False) -> Health:
+    """Find out how the installation is. `ask` may take seconds if something hangs."""
+    status = get_status(alias(), ask=ask)
+    targets = {target.name: target for target in status.targets}
+    items = []
+    for finding in status.findings:
+        target = targets.get(finding.subject)
+        buttons = list(target_buttons(request, target)) if target else []
+        items.append(FindingItem(finding, buttons))
+    return Health(status, headline(status), items, ask)
+
+
+def headline(status: Status) -> str:
+    """Say in one sentence whether events arrive."""
+    count = status.undelivered_count
+    if not count:
+        return "Every event has reached every target."
+    events = "1 event has" if count == 1 else f"{count:,} events have"
+    if not status.findings:
+        return f"{events} not reached every target yet; nothing is late."
+    text = f"{events} not reached every target"
+    if status.oldest_seconds is not None:
+        text += f", the oldest for {describe_seconds(status.oldest_seconds)}"
+    return f"{text}."
+
+
+def target_buttons(request: HttpRequest, target: TargetStatus) -> Iterator[Button]:
+    """Yield what the user may do with a target."""
+    may_publish = request.user.has_perm("eventstream.publish_event")
+    may_pause = request.user.has_perm("eventstream.pause_target")
+    if may_publish and target.is_configured and target.state != "paused":
+        yield _button(request, target, "publish", "Publish now")
+    if may_pause and target.state == "paused":
+        yield _button(request, target, "resume", "Resume")
+    elif may_pause and target.is_configured:
+        yield _button(request, target, "pause", "Pause")
+
+
+def _button(
+    request: HttpRequest, target: TargetStatus, action: str, label: str
+) -> Button:
+    url = reverse(
+        "admin:eventstream_pausedtarget_act",
+        current_app=getattr(request, "current_app", None),
+    )
+    return Button(
+        label, f"{url}?{urlencode({'action': action, 'target': target.name})}"
+    )
+
+
+def render_health(request: HttpRequest, health: Health) -> SafeString:
+    """Return the panel at the top of the pages."""
+    context: dict[str, Any] = {"health": health}
+    return render_to_string("admin/eventstream/status.html", context, request)
+
+
+def render_parts(request: HttpRequest, health: Health) -> SafeString:
+    """Return the figures and the table of the parts."""
+    status = health.status
+    letters = status.dead_letter_count
+    is_many = letters > COUNT_LIMIT
+    context: dict[str, Any] = {
+        "status": status,
+        "dead_letters": f"over {COUNT_LIMIT:,}" if is_many else f"{letters:,}",
+        "reader_count": _reader_count(status),
+        "parts": list(_parts(request, health)),
+    }
+    return render_to_string("admin/eventstream/parts.html", context, request)
+
+
+def _reader_count(status: Status) -> str:
+    known = [t.reader_count for t in status.targets if t.reader_count is not None]
+    if not status.holders and not known:
+        return "—"
+    return f"{status.reader_count + sum(known):,}"
+
+
+def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
+    """Yield worker, broker, sweep, prune, bus, each proxy, and who holds readers."""
+    status = health.status
+    findings = {item.finding.subject: item.finding for item in health.findings}
+    unknown = "Not asked yet." if not health.is_asked else "Not known."
+
+    def part(subject: str, name: str, text: str, *, is_known: bool = True) -> Part:
+        finding = findings.get(subject)
+        if finding is not None:
+            return Part(name, finding.level, finding.text, finding.hint)
+        return Part(name, "ok" if is_known else "", text)
+
+    wake_ups = status.wake_ups
+    if wake_ups.broker:
+        count = wake_ups.worker_count
+        words = "1 worker takes" if count == 1 else f"{count} workers take"
+        text = unknown if count is None else f"{words} tasks from {wake_ups.queue!r}."
+        yield part("worker", "Worker", text, is_known=count is not None)
+        waiting = wake_ups.waiting_count
+        text = f"{wake_ups.broker} answers."
+        if waiting:
+            text += f" {waiting:,} tasks wait."
+        is_known = health.is_asked
+        yield part("broker", "Broker", text if is_known else unknown, is_known=is_known)
+    else:
+        text = f"None: {wake_ups.name} publishing, in the process that sends."
+        yield Part("Worker", "", text)
+    for job, subject, name in zip(
+        status.jobs,
+        ("sweep", "prune"),
+        ("Sweep, by beat", "Prune, by beat"),
+        strict=True,
+    ):
+        if job.state == "running":
+            text = "Running now."
+        elif job.age_seconds is None:
+            text = "Has never run."
+        else:
+            text = f"Ran {describe_seconds(job.age_seconds)} ago: {job.result}."
+        yield part(subject, name, text, is_known=job.level == "ok")
+    for target in status.targets:
+        if target.is_configured:
+            name = "Bus" if target.kind == "bus" else f"Proxy {target.name}"
+            found = part(target.name, name, _target_words(target))
+            yield dataclasses.replace(found, url=target_url(request, target.name))
+    for holder in status.holders:
+        words = (
+            f"{holder.stream_count:,} readers of {holder.channel_count:,} channels, "
+            f"as of {describe_seconds(_age(status, holder))} ago."
+        )
+        yield Part(f"Web process {holder.name}", "ok", words)
+
+
+def _target_words(target: TargetStatus) -> str:
+    if target.answer == "":
+        words = "Answers."
+    elif target.state == "idle":
+        words = "Nothing has been published there yet."
+    else:
+        words = "Accepts what is published."
+    if target.confirmed_at is not None:
+        latency = target.latency_seconds
+        if latency is not None:
+            words += f" Latest delay {describe_seconds(latency)}."
+    return words
+
+
+def _age(status: Status, holder: HolderStatus) -> float:
+    return max(0.0, (status.checked_at - holder.seen_at).total_seconds())
+
+
+def target_url(request: HttpRequest, name: str) -> str:
+    """Return the address of a target's page."""
+    return reverse(
+        "admin:eventstream_pausedtarget_change",
+        args=[quote(name)],
+        current_app=getattr(request, "current_app", None),
+    )

@@ -1,0 +1,199 @@
+"""The overview: health in words, the last hour and day in plots, refreshing itself.
+
+The page is refreshed by a stream of its own, which looks at the database, and not by a
+channel: events, relay, bus and proxies are what it tells of, and it must tell when they are
+dead. It lasts as long as a page is open and costs nothing otherwise. Where the server
+cannot stream (WSGI) the page asks every few seconds instead. See docs/decisions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.core.handlers.asgi import ASGIRequest
+from django.db import connections
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    JsonResponse,
+    StreamingHttpResponse,
+)
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+
+from eventstream import sse
+from eventstream.admin.base import ReadOnlyAdmin, alias, outside_transactions
+from eventstream.admin.health import look, render_health, render_parts
+from eventstream.channelmanager import find_user
+from eventstream.exceptions import ChannelPermissionError
+from eventstream.models import Sample
+from eventstream.series import Point, read_series
+from eventstream.views import release_request
+
+logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 5.0
+HOURS = (1, 24)
+SOURCES = ("view_event", "view_sample")
+"""Either permission shows the health: both pages have it at their top."""
+
+
+@admin.register(Sample)
+class OverviewAdmin(ReadOnlyAdmin[Sample]):
+    """How the whole is, and how it has been."""
+
+    def get_urls(self) -> list[URLPattern]:
+        wrap = self.admin_site.admin_view
+        return [
+            path("status/", wrap(self.status_view), name="eventstream_sample_status"),
+            path("stream/", wrap(self.stream_view), name="eventstream_sample_stream"),
+            path("series/", wrap(self.series_view), name="eventstream_sample_series"),
+            *super().get_urls(),
+        ]
+
+    @outside_transactions
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        health = look(request, ask=request.GET.get("ask") == "1")
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Overview",
+            "health": health,
+            "panel": render_health(request, health),
+            "parts": render_parts(request, health),
+            "stream_url": self._url("stream"),
+            "status_url": self._url("status"),
+            "series_url": self._url("series"),
+            "hours": HOURS,
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "admin/eventstream/overview.html", context)
+
+    def _url(self, name: str) -> str:
+        name = f"admin:eventstream_sample_{name}"
+        return reverse(name, current_app=self.admin_site.name)
+
+    # --- what the page asks for
+
+    @outside_transactions
+    def status_view(self, request: HttpRequest) -> JsonResponse:
+        """Answer with the health, once: for servers that cannot stream."""
+        _check(request)
+        return JsonResponse(_state(request))
+
+    @outside_transactions
+    def series_view(self, request: HttpRequest) -> JsonResponse:
+        """Answer with the plots' points, as columns."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        text = request.GET.get("hours", "")
+        if text not in {str(hours) for hours in HOURS}:
+            error = f"hours must be one of {', '.join(map(str, HOURS))}, not {text!r}"
+            return JsonResponse({"error": error}, status=400)
+        points = read_series(alias(), hours=int(text))
+        return JsonResponse(_columns(points))
+
+    @outside_transactions
+    def stream_view(self, request: HttpRequest) -> HttpResponseBase:
+        """Stream the health, anew every few seconds, for as long as the page is open."""
+        _check(request)
+        if not isinstance(request, ASGIRequest):
+            text = "This server cannot stream: the page asks every few seconds instead."
+            return HttpResponse(f"{text}\n", status=501, content_type="text/plain")
+        response = StreamingHttpResponse(
+            _stream(request), content_type="text/event-stream"
+        )
+        response["Cache-Control"] = "no-cache"
+        response["X-Accel-Buffering"] = "no"
+        return response
+
+
+def _check(request: HttpRequest) -> None:
+    if not any(request.user.has_perm(f"eventstream.{name}") for name in SOURCES):
+        raise PermissionDenied
+
+
+def _state(request: HttpRequest) -> dict[str, Any]:
+    health = look(request, ask=True)
+    return {
+        "html": render_health(request, health),
+        "headline": health.headline,
+        "level": health.status.level,
+        "parts": render_parts(request, health),
+    }
+
+
+async def _stream(request: HttpRequest) -> AsyncIterator[bytes]:
+    await release_request()
+    while True:
+        try:
+            # In a thread of the pool; asked anew whether the user still may.
+            text = await sync_to_async(_look_again, thread_sensitive=False)(request)
+        except (PermissionDenied, ChannelPermissionError) as error:
+            yield sse.encode_error("forbidden", str(error) or "Not permitted").encode()
+            return
+        yield text.encode()
+        await asyncio.sleep(REFRESH_SECONDS)
+
+
+def _look_again(request: HttpRequest) -> str:
+    try:
+        user: Any = find_user(str(request.user.pk))
+        if user is None or not user.is_staff:
+            raise PermissionDenied
+        request.user = user
+        _check(request)
+        data = json.dumps(_state(request))
+    except (PermissionDenied, ChannelPermissionError):
+        raise
+    except Exception:
+        logger.exception("The overview could not look")
+        return sse.encode_event("failed", "", "")
+    finally:
+        connections.close_all()
+    return sse.encode_event("status", data, "")
+
+
+def _columns(points: Sequence[Point]) -> dict[str, Any]:
+    names = sorted({name for point in points for name in point.targets})
+    return {
+        "at": [point.at.timestamp() for point in points],
+        "events": [_rate(point.event_count, point) for point in points],
+        "oldest": [point.oldest_seconds or 0 for point in points],
+        "readers": [point.reader_count for point in points],
+        "targets": {
+            name: {
+                "confirmed": _of(points, name, "confirmed_count", as_rate=True),
+                "failures": _of(points, name, "failure_count"),
+                "waiting": _of(points, name, "waiting_count"),
+                "latency": _of(points, name, "latency_seconds"),
+            }
+            for name in names
+        },
+    }
+
+
+def _rate(count: int, point: Point) -> float:
+    return round(count / point.seconds * 60, 2) if point.seconds else 0
+
+
+def _of(
+    points: Sequence[Point], name: str, what: str, *, as_rate: bool = False
+) -> list[float | None]:
+    values: list[float | None] = []
+    for point in points:
+        target = point.targets.get(name)
+        value = None if target is None else getattr(target, what)
+        values.append(_rate(value, point) if as_rate and value is not None else value)
+    return values

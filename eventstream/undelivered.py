@@ -1,0 +1,269 @@
+"""Which events have not reached which target: a page of them, whatever the backlog.
+
+A partition's watermarks cut its index in two, so a page is read from the cut on: a few rows
+of each partition, merged. No query reads or counts what it does not show, with a million
+events waiting or confirmed.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db.models import QuerySet
+from django.db.models.functions import Left
+
+from eventstream.models import Channel, Cursor, DeadLetter, Event, PausedTarget
+from eventstream.storage import database_now, get_storage
+from eventstream.targets import get_targets
+
+WAITING = "waiting"
+DEAD = "dead"
+STATES = (WAITING, DEAD)
+
+EXCERPT_LENGTH = 120
+MAX_OFFSET = 2_000
+"""Rows that can be paged through: each page reads all before it, of every partition."""
+_CHANNELS = 500
+_ARMS_PER_QUERY = 100  # SQLite joins at most 500 SELECTs
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to look for.
+
+    Attributes:
+        target: One target's; "" for every configured one's.
+        channel: The beginning of the channel's name.
+        older_than: Seconds since the event was written.
+        state: WAITING, DEAD, or "" for both.
+        is_newest_first: The other end of the backlog.
+    """
+
+    target: str = ""
+    channel: str = ""
+    older_than: float = 0
+    state: str = ""
+    is_newest_first: bool = False
+
+
+@dataclass(frozen=True)
+class Lack:
+    """One target that has not accepted the event.
+
+    Attributes:
+        target: Its name; "" where none is configured.
+        is_dead: It refused the event for good, or an operator gave it up.
+        is_paused: Nothing is published there for now.
+        is_configured: It is in the settings.
+        attempts, failing_since, next_attempt: Of its partition; none of a dead letter.
+        error: What it answered.
+        letter_id: Primary key of the dead letter.
+    """
+
+    target: str
+    is_dead: bool = False
+    is_paused: bool = False
+    is_configured: bool = True
+    attempts: int = 0
+    failing_since: datetime.datetime | None = None
+    next_attempt: datetime.datetime | None = None
+    error: str = ""
+    letter_id: int | None = None
+
+
+@dataclass(frozen=True)
+class UndeliveredEvent:
+    """An event, and every target that has not accepted it.
+
+    Attributes:
+        event: Without its data; `event.beginning` is the start of that.
+        age_seconds: Since it was written, by the database's clock.
+        lacks: Never empty.
+    """
+
+    event: Any
+    age_seconds: float
+    lacks: Sequence[Lack]
+
+
+@dataclass(frozen=True)
+class UndeliveredPage:
+    """Some of the events that a search finds, the oldest first unless asked otherwise."""
+
+    events: Sequence[UndeliveredEvent] = field(default=())
+    has_more: bool = False
+
+
+def find_undelivered(
+    using: str, search: Search, *, offset: int = 0, limit: int = 50
+) -> UndeliveredPage:
+    """Return a page of the events that some target has not accepted.
+
+    Raises:
+        ValueError: The offset is not 0 to MAX_OFFSET.
+    """
+    if not 0 <= offset <= MAX_OFFSET:
+        raise ValueError(f"offset must be 0 to {MAX_OFFSET:,}, not {offset:,}")
+    return _Finder(using, search).page(offset, limit)
+
+
+class _Finder:
+    def __init__(self, using: str, search: Search) -> None:
+        self._using = using
+        self._search = search
+        self._now = database_now(using)
+        configured = list(get_targets())
+        self._configured = set(configured)
+        self._targets = [n for n in configured if search.target in ("", n)]
+        rows = Cursor.objects.using(using).filter(target__in=configured)
+        self._cursors = {(row.partition, row.target): row for row in rows}
+
+    def page(self, offset: int, limit: int) -> UndeliveredPage:
+        count = offset + limit + 1
+        ids: set[int] = set()
+        if self._search.state != DEAD:
+            ids |= self._waiting_ids(count)
+        if self._search.state != WAITING:
+            ids |= self._dead_ids(count)
+        chosen = sorted(ids, reverse=self._search.is_newest_first)[offset:count]
+        return UndeliveredPage(
+            self._describe(chosen[:limit]), has_more=len(chosen) > limit
+        )
+
+    # --- finding
+
+    def _filter(self, rows: QuerySet[Any], names: Collection[str] | None) -> Any:
+        if names is not None:
+            rows = rows.filter(channel__in=names)
+        elif self._search.channel:
+            rows = rows.filter(channel__startswith=self._search.channel)
+        if self._search.older_than:
+            limit = self._now - datetime.timedelta(seconds=self._search.older_than)
+            rows = rows.filter(created__lte=limit)
+        return rows
+
+    def _waiting_ids(self, count: int) -> set[int]:
+        if not self._targets and self._configured:
+            return set()  # no such target
+        names = self._channel_names()
+        arms = []
+        for partition, name, mark in self._behind():
+            rows = Event.objects.filter(partition=partition, position__gt=mark)
+            if self._search.state == WAITING:
+                given_up = DeadLetter.objects.filter(
+                    partition=partition, position__gt=mark, target=name
+                )
+                rows = rows.exclude(pk__in=given_up.values("event_id"))
+            arms.append((self._filter(rows, names), "position"))
+        for partition in get_storage().unnumbered_partitions(self._using):
+            rows = Event.objects.filter(partition=partition, position__isnull=True)
+            arms.append((self._filter(rows, None), "pk"))
+        sign = "-" if self._search.is_newest_first else ""
+        ids: set[int] = set()
+        for first in range(0, len(arms), _ARMS_PER_QUERY):
+            # Each arm ends early by its index. `pk IN (…)`, as SQLite takes no LIMIT in
+            # the SELECTs that a UNION joins.
+            limited = [
+                Event.objects.using(self._using)
+                .filter(pk__in=rows.order_by(sign + order).values("pk")[:count])
+                .values_list("pk", flat=True)
+                for rows, order in arms[first : first + _ARMS_PER_QUERY]
+            ]
+            found = limited[0].union(*limited[1:]).order_by(f"{sign}pk")
+            ids |= set(found[:count])
+        return ids
+
+    def _behind(self) -> Iterator[tuple[int, str, int]]:
+        """Yield (partition, target, watermark) where a target lags."""
+        # The heads are read after the cursors: what is numbered in between is waiting.
+        heads = get_storage().heads(self._using)
+        for (partition, name), cursor in self._cursors.items():
+            if name in self._targets and cursor.watermark < heads.get(partition, 0):
+                yield partition, name, cursor.watermark
+
+    def _channel_names(self) -> list[str] | None:
+        """Return the channels with the prefix; None if any, or too many, have it."""
+        prefix = self._search.channel
+        if not prefix:
+            return None
+        rows = Channel.objects.using(self._using).filter(name__startswith=prefix)
+        names = list(rows.values_list("name", flat=True)[: _CHANNELS + 1])
+        return names if len(names) <= _CHANNELS else None
+
+    def _dead_ids(self, count: int) -> set[int]:
+        rows = self._filter(DeadLetter.objects.using(self._using), None)
+        if self._search.target:
+            rows = rows.filter(target=self._search.target)
+        sign = "-" if self._search.is_newest_first else ""
+        ids = rows.order_by(f"{sign}event_id").values_list("event_id", flat=True)
+        return set(ids.distinct()[:count])
+
+    def _letters(self, ids: Collection[int]) -> dict[int, dict[str, DeadLetter]]:
+        rows = DeadLetter.objects.using(self._using).filter(event_id__in=list(ids))
+        found: dict[int, dict[str, DeadLetter]] = {}
+        for letter in rows.order_by("target"):
+            found.setdefault(letter.event_id, {})[letter.target] = letter
+        return found
+
+    # --- describing
+
+    def _describe(self, ids: Sequence[int]) -> list[UndeliveredEvent]:
+        rows = Event.objects.using(self._using).filter(pk__in=ids)
+        rows = rows.annotate(beginning=Left("data", EXCERPT_LENGTH + 1))
+        events = {event.pk: event for event in rows.defer("data", "skip_users")}
+        letters = self._letters(ids)
+        paused = set(
+            PausedTarget.objects.using(self._using).values_list("name", flat=True)
+        )
+        found = []
+        for pk in ids:
+            event = events.get(pk)
+            if event is None:
+                continue  # pruned meanwhile
+            lacks = list(self._lacks(event, letters.get(pk, {}), paused))
+            if lacks:
+                age = max(0.0, (self._now - event.created).total_seconds())
+                found.append(UndeliveredEvent(event, age, lacks))
+        return found
+
+    def _lacks(
+        self, event: Event, letters: dict[str, DeadLetter], paused: set[str]
+    ) -> Iterator[Lack]:
+        search = self._search
+        if not self._configured and event.position is None:
+            yield Lack("", is_configured=False)  # it waits for its id only
+        for name in dict.fromkeys([*self._targets, *letters]):
+            if search.target not in ("", name):
+                continue
+            is_configured = name in self._configured
+            letter = letters.get(name)
+            if letter is not None:
+                if search.state != WAITING:
+                    yield Lack(
+                        name,
+                        is_dead=True,
+                        is_paused=name in paused,
+                        is_configured=is_configured,
+                        error=letter.error,
+                        letter_id=letter.pk,
+                    )
+            elif search.state != DEAD and self._is_waiting(event, name):
+                cursor = self._cursors.get((event.partition, name))
+                yield Lack(
+                    name,
+                    is_paused=name in paused,
+                    attempts=cursor.attempts if cursor else 0,
+                    failing_since=cursor.failing_since if cursor else None,
+                    next_attempt=cursor.next_attempt if cursor else None,
+                    error=cursor.last_error if cursor else "",
+                )
+
+    def _is_waiting(self, event: Event, target: str) -> bool:
+        if event.position is None:
+            return True
+        cursor = self._cursors.get((event.partition, target))
+        # Without a cursor the target is new: it starts at the head.
+        return cursor is not None and cursor.watermark < event.position

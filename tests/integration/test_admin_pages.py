@@ -1,0 +1,587 @@
+"""The operators' pages and what their buttons do: permission, question, action, history."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from pytest_django import Settings
+
+from eventstream import EventSpec, jobs, send_event, send_events
+from eventstream.models import Channel, Cursor, DeadLetter, Event, PausedTarget, Sample
+from eventstream.relay import pause_target, relay_all
+from tests.support.targets import RecordingTarget
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+INDEX = "/admin/eventstream/"
+UNDELIVERED = f"{INDEX}undeliveredevent/"
+ACT = f"{UNDELIVERED}act/"
+OVERVIEW = f"{INDEX}sample/"
+TARGETS = f"{INDEX}pausedtarget/"
+TARGET_ACT = f"{TARGETS}act/"
+CHANNELS = f"{INDEX}channel/"
+
+Targets = dict[str, RecordingTarget]
+
+
+def staff(*permissions: str) -> Client:
+    """Return the client of a staff user with these permissions of the app."""
+    user = User.objects.create_user("ann", is_staff=True)
+    chosen = Permission.objects.filter(
+        content_type__app_label="eventstream", codename__in=permissions
+    )
+    assert len(chosen) == len(permissions)
+    user.user_permissions.set(chosen)
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def said(response: Any) -> list[str]:
+    return [str(message) for message in response.context["messages"]]
+
+
+def press(client: Client, action: str, *items: str, **fields: str) -> list[str]:
+    """Press a button of the list and say yes; return the messages that follow."""
+    data = {"action": action, "item": list(items), **fields}
+    question = client.post(ACT, data)
+    assert question.status_code == 200
+    assert "Yes, " in question.content.decode()
+    answer = client.post(ACT, {**data, "confirmed": "yes"}, follow=True)
+    assert answer.redirect_chain[0][0].startswith(UNDELIVERED)
+    return said(answer)
+
+
+def press_target(client: Client, action: str, target: str, **fields: str) -> list[str]:
+    data = {"action": action, "target": target, **fields}
+    question = client.get(TARGET_ACT, data)
+    assert question.status_code == 200
+    assert "Yes, " in question.content.decode()
+    return said(client.post(TARGET_ACT, {**data, "confirmed": "yes"}, follow=True))
+
+
+def stuck(targets: Targets, count: int = 1) -> list[Event]:
+    """Send events that target "a" does not take."""
+    targets["a"].is_down = True
+    send_events([EventSpec("orders", "message", n) for n in range(count)])
+    relay_all("default")
+    return list(Event.objects.order_by("pk"))
+
+
+def history() -> list[tuple[str, str]]:
+    """Return (object, message) of the admin's history, the newest first."""
+    entries = LogEntry.objects.order_by("-pk")
+    return [(entry.object_repr, entry.get_change_message()) for entry in entries]
+
+
+# --- permissions
+
+
+@pytest.mark.parametrize("url", [UNDELIVERED, OVERVIEW, TARGETS, CHANNELS])
+def test_page_needs_its_view_permission(url: str) -> None:
+    assert staff().get(url).status_code == 403
+
+
+@pytest.mark.parametrize("name", ["status", "stream", "series"])
+def test_what_pages_load_needs_a_view_permission(name: str) -> None:
+    assert staff().get(f"{OVERVIEW}{name}/?hours=1").status_code == 403
+
+
+def test_index_of_the_app_begins_with_undelivered_events(targets: Targets) -> None:
+    stuck(targets)
+
+    page = staff("view_event").get(INDEX).content.decode()
+
+    assert "1 event has not reached every target" in page
+    assert "a is down" in page
+
+
+def test_index_shows_no_events_to_whoever_may_not_view_them(targets: Targets) -> None:
+    stuck(targets)
+
+    page = staff("view_job").get(INDEX)
+
+    assert page.status_code == 200
+    assert "a is down" not in page.content.decode()
+
+
+def test_viewer_sees_no_button(targets: Targets) -> None:
+    stuck(targets)
+    client = staff("view_event", "view_pausedtarget", "view_sample")
+
+    for url in (UNDELIVERED, OVERVIEW, TARGETS, f"{TARGETS}a/change/"):
+        page = client.get(url).content.decode()
+
+        assert 'name="action"' not in page
+        assert 'name="item"' not in page
+        assert "act/?" not in page
+
+
+@pytest.mark.parametrize(
+    ("permission", "buttons"),
+    [("publish_event", ["publish", "retry"]), ("give_up_event", ["give_up"])],
+)
+def test_button_needs_its_permission(
+    targets: Targets, permission: str, buttons: list[str]
+) -> None:
+    stuck(targets)
+
+    page = staff("view_event", permission).get(UNDELIVERED).content.decode()
+
+    shown = [x for x in ("publish", "retry", "give_up") if f'value="{x}"' in page]
+    assert shown == buttons
+
+
+@pytest.mark.parametrize(
+    ("action", "held"),
+    [
+        ("publish", "give_up_event"),
+        ("retry", "give_up_event"),
+        ("give_up", "publish_event"),
+    ],
+)
+def test_forged_action_on_events_is_refused(
+    targets: Targets, action: str, held: str
+) -> None:
+    [event] = stuck(targets)
+    targets["a"].is_down = False
+    client = staff("view_event", "view_pausedtarget", "pause_target", held)
+
+    data = {"action": action, "item": [f"{event.pk}:a"], "confirmed": "yes"}
+    response = client.post(ACT, data)
+
+    assert response.status_code == 403
+    assert targets["a"].received == []
+    assert not DeadLetter.objects.exists()
+    assert history() == []
+
+
+@pytest.mark.parametrize(
+    ("action", "held"),
+    [
+        ("publish", "pause_target"),
+        ("pause", "publish_event"),
+        ("resume", "publish_event"),
+    ],
+)
+def test_forged_action_on_a_target_is_refused(
+    targets: Targets, action: str, held: str
+) -> None:
+    stuck(targets)
+    targets["a"].is_down = False
+    if action == "resume":
+        pause_target("default", "a")
+    client = staff("view_event", "view_pausedtarget", "give_up_event", held)
+
+    data = {"action": action, "target": "a", "confirmed": "yes"}
+    response = client.post(TARGET_ACT, data)
+
+    assert response.status_code == 403
+    assert targets["a"].received == []
+    assert PausedTarget.objects.exists() == (action == "resume")
+
+
+def test_actions_need_the_csrf_token(targets: Targets) -> None:
+    [event] = stuck(targets)
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(User.objects.create_superuser("root"))
+
+    data = {"action": "publish", "item": [f"{event.pk}:a"], "confirmed": "yes"}
+
+    assert client.post(ACT, data).status_code == 403
+    assert client.post(TARGET_ACT, {**data, "target": "a"}).status_code == 403
+
+
+def test_a_link_alone_does_nothing(admin_client: Client, targets: Targets) -> None:
+    data = {"action": "pause", "target": "a", "confirmed": "yes"}
+
+    page = admin_client.get(TARGET_ACT, data)
+
+    assert page.status_code == 200
+    assert not PausedTarget.objects.exists()
+
+
+# --- actions on events
+
+
+def test_publish_now(admin_client: Client, targets: Targets) -> None:
+    one, two = stuck(targets, 2)
+    targets["a"].is_down = False
+
+    messages = press(admin_client, "publish", f"{two.pk}:a")
+
+    assert messages == ["a: confirmed 2 events."]  # in order: what is before it, too
+    assert targets["a"].ids("orders") == [1, 2]
+    assert history() == [("orders:2", "Published at an operator's request: a")]
+    page = admin_client.get(f"{INDEX}event/{two.pk}/history/").content.decode()
+    assert "Published at an operator" in page
+    assert one.pk != two.pk
+
+
+def test_retry_publishes_a_dead_letter(admin_client: Client, targets: Targets) -> None:
+    targets["a"].poison = {"1"}
+    send_events([EventSpec("orders", "message", n) for n in range(2)])
+    relay_all("default")
+    targets["a"].poison = set()
+    event = Event.objects.get(eid=2)
+
+    messages = press(admin_client, "retry", f"{event.pk}:a")
+
+    assert messages == ["a: accepted 1 event."]
+    assert targets["a"].ids("orders") == [1, 2]
+    assert not DeadLetter.objects.exists()
+    assert history() == [("orders:2", "Retried: a")]
+
+
+def test_retry_says_what_readers_have_had_already(
+    admin_client: Client, targets: Targets
+) -> None:
+    targets["a"].poison = {"0"}
+    send_events([EventSpec("orders", "message", n) for n in range(2)])
+    relay_all("default")
+
+    messages = press(admin_client, "retry", f"{Event.objects.get(eid=1).pk}:a")
+
+    assert "readers have had them from the log" in messages[0]
+    assert targets["a"].ids("orders") == [2]
+
+
+def test_retry_of_what_is_not_dead_says_so(
+    admin_client: Client, targets: Targets
+) -> None:
+    [event] = stuck(targets)
+
+    messages = press(admin_client, "retry", f"{event.pk}:a")
+
+    assert messages == [
+        "None of these is a dead letter (any more): nothing was retried."
+    ]
+
+
+def test_give_up_lets_the_rest_go_on(admin_client: Client, targets: Targets) -> None:
+    poison, _ = stuck(targets, 2)
+    targets["a"].is_down = False
+
+    messages = press(admin_client, "give_up", f"{poison.pk}:a", reason=" it is\nbad ")
+    press_target(admin_client, "publish", "a")
+
+    assert messages == ["1 event was given up. Their readers get them from the log."]
+    assert targets["a"].ids("orders") == [2]
+    assert DeadLetter.objects.get().error == "Given up by admin: it is bad"
+    assert ("orders:1", "Given up (it is bad): a") in history()
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ("1;DROP:a", "is not an event of this list"),
+        ("999999999999999999999999:a", "is not an event of this list"),
+        ("", "is not an event of this list"),
+        ("4711:a", "Event 4711 is not stored"),
+        ("1:gone", "gone is not in the settings"),
+    ],
+)
+def test_forged_event_gets_a_clear_message(
+    admin_client: Client, targets: Targets, item: str, words: str
+) -> None:
+    response = admin_client.post(
+        ACT, {"action": "publish", "item": [item], "confirmed": "yes"}, follow=True
+    )
+
+    assert words in said(response)[0]
+
+
+def test_action_without_events_or_of_no_name_says_so(
+    admin_client: Client, targets: Targets
+) -> None:
+    nothing = admin_client.post(ACT, {"action": "publish"}, follow=True)
+    unknown = admin_client.post(ACT, {"action": "explode"}, follow=True)
+    read = admin_client.get(ACT, follow=True)
+
+    assert "Nothing was chosen" in said(nothing)[0]
+    assert "no action 'explode'" in said(unknown)[0]
+    assert "no action" in said(read)[0]
+
+
+def test_filters_come_back_after_an_action(
+    admin_client: Client, targets: Targets
+) -> None:
+    [event] = stuck(targets)
+    data = {
+        "action": "publish", "item": [f"{event.pk}:a"], "confirmed": "yes",
+        "query": "q=ord&order=newest&next=//evil.example",
+    }  # fmt: skip
+
+    response = admin_client.post(ACT, data)
+
+    assert response["Location"] == f"{UNDELIVERED}?q=ord&order=newest"
+
+
+# --- the list
+
+
+def test_filters_that_make_no_sense_are_named(
+    admin_client: Client, targets: Targets
+) -> None:
+    stuck(targets)
+    query = {"target": "<b>", "state": "odd", "age": "7", "from": "x", "q": "a\0b"}
+
+    page = admin_client.get(UNDELIVERED, query).content.decode()
+
+    assert "There is no target &#x27;&lt;b&gt;&#x27;" in page
+    assert "There is no state" in page
+    assert "is no age to choose" in page
+
+
+def test_payload_is_escaped_and_cut(admin_client: Client, targets: Targets) -> None:
+    targets["a"].is_down = True
+    html = "<script>alert(1)</script>"
+    send_event(f"{html}c", f"{html}t", html + "x" * 500, json_encode=False)
+    relay_all("default")
+
+    page = admin_client.get(UNDELIVERED).content.decode()
+
+    assert html not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;c" in page
+    assert "x" * 120 not in page
+
+
+def test_error_of_a_target_is_escaped_in_the_panel(
+    admin_client: Client, targets: Targets
+) -> None:
+    stuck(targets)
+    Cursor.objects.filter(target="a").update(last_error="<b>`<i>`</b>")
+
+    page = admin_client.get(UNDELIVERED).content.decode()
+
+    assert "<i>" not in page
+    assert "&lt;b&gt;`&lt;i&gt;`" in page
+
+
+def test_list_can_be_paged(admin_client: Client, targets: Targets) -> None:
+    stuck(targets, 60)
+
+    first = admin_client.get(UNDELIVERED).content.decode()
+    second = admin_client.get(UNDELIVERED, {"from": "50"}).content.decode()
+
+    assert "Events 1 to 50, the oldest first." in first
+    assert "60 waiting and 0 dead letters" in first
+    assert 'href="?from=50"' in first
+    assert "Events 51 to 60" in second
+    assert 'rel="next"' not in second
+
+
+def test_list_costs_as_many_queries_for_60_events_as_for_one(
+    admin_client: Client, targets: Targets
+) -> None:
+    stuck(targets)
+    with CaptureQueriesContext(connection) as one:
+        admin_client.get(UNDELIVERED)
+    send_events([EventSpec("orders", "message", n) for n in range(59)])
+    relay_all("default", force=True)
+
+    with CaptureQueriesContext(connection) as many:
+        admin_client.get(UNDELIVERED)
+
+    assert len(many) <= len(one) <= 32
+
+
+# --- targets
+
+
+def test_pause_and_resume(admin_client: Client, targets: Targets) -> None:
+    paused = press_target(admin_client, "pause", "a", reason="mending")
+    send_event("orders", "message", 1)
+    relay_all("default")
+    page = admin_client.get(TARGETS).content.decode()
+    resumed = press_target(admin_client, "resume", "a")
+    relay_all("default")
+
+    assert paused == ["a is paused. What is sent to it from now on waits."]
+    assert "mending (admin)" in page
+    assert resumed == ["a is resumed, and gets what waits for it."]
+    assert targets["a"].ids("orders") == [1]
+    assert history() == [("a", "Resumed"), ("a", "Paused: mending")]
+    log = admin_client.get(f"{TARGETS}a/history/").content.decode()
+    assert "Paused: mending" in log
+
+
+def test_pausing_twice_and_resuming_what_is_not_paused_are_told(
+    admin_client: Client, targets: Targets
+) -> None:
+    press_target(admin_client, "pause", "a", reason="first")
+
+    again = press_target(admin_client, "pause", "a", reason="second")
+    other = press_target(admin_client, "resume", "b")
+
+    assert again == ["a was paused already; its reason stays."]
+    assert other == ["b was not paused."]
+    assert PausedTarget.objects.get().reason == "first (admin)"
+
+
+def test_nothing_is_published_to_a_paused_target(
+    admin_client: Client, targets: Targets
+) -> None:
+    [event] = stuck(targets)
+    targets["a"].is_down = False
+    pause_target("default", "a", reason="mending")
+
+    messages = press(admin_client, "publish", f"{event.pk}:a")
+
+    assert messages[0].startswith("Nothing was published: a is paused since ")
+    assert "Resume it first." in messages[0]
+    assert targets["a"].received == []
+
+
+@pytest.mark.parametrize("action", ["publish", "pause", "resume"])
+def test_target_that_left_the_settings_gets_a_clear_message(
+    admin_client: Client, targets: Targets, action: str
+) -> None:
+    data = {"action": action, "target": "grip:gone", "confirmed": "yes"}
+
+    response = admin_client.post(TARGET_ACT, data, follow=True)
+
+    assert "'grip:gone' is not a target of the settings" in said(response)[0]
+
+
+def test_removed_target_can_be_resumed(admin_client: Client, targets: Targets) -> None:
+    Cursor.objects.create(target="old", partition=1)
+    pause_target("default", "old")
+
+    messages = press_target(admin_client, "resume", "old")
+
+    assert messages == ["old is resumed, and gets what waits for it."]
+
+
+def test_unknown_action_and_target_page_are_told(
+    admin_client: Client, targets: Targets
+) -> None:
+    action = admin_client.post(TARGET_ACT, {"action": "explode"}, follow=True)
+    page = admin_client.get(f"{TARGETS}nobody/change/", follow=True)
+
+    assert "no action 'explode'" in said(action)[0]
+    assert "There is no target 'nobody'" in said(page)[0]
+
+
+def test_target_page_shows_its_troubled_partitions(
+    admin_client: Client, targets: Targets
+) -> None:
+    stuck(targets, 3)
+
+    page = admin_client.get(f"{TARGETS}a/change/").content.decode()
+
+    assert "3 events, the oldest for" in page
+    assert "a is down" in page
+    assert "Partitions that are behind or failing" in page
+
+
+def test_no_target_is_told(admin_client: Client, targets: Targets) -> None:
+    targets.clear()
+
+    assert "No target is configured" in admin_client.get(TARGETS).content.decode()
+
+
+# --- overview
+
+
+def test_overview_says_what_to_start(admin_client: Client, targets: Targets) -> None:
+    stuck(targets)
+
+    page = admin_client.get(OVERVIEW).content.decode()
+
+    assert "No sweep has ever run" in page
+    assert "Next step:" in page
+    assert "<script>" not in page.replace('<script src="', "")
+
+
+def test_status_is_what_the_panel_shows(admin_client: Client, targets: Targets) -> None:
+    stuck(targets)
+
+    state = admin_client.get(f"{OVERVIEW}status/").json()
+
+    assert state["level"] == "error"
+    assert "1 event has not reached every target" in state["html"]
+    assert "Dead letters" in state["parts"]
+
+
+def test_series_are_columns(admin_client: Client, targets: Targets) -> None:
+    stuck(targets)
+    jobs.republish("default")
+    sample = Sample.objects.get()
+    Sample.objects.create(
+        minute=sample.minute.replace(minute=(sample.minute.minute - 1) % 60),
+        event_count=0,
+        targets={},
+    )
+
+    data = admin_client.get(f"{OVERVIEW}series/", {"hours": "24"}).json()
+    wrong = admin_client.get(f"{OVERVIEW}series/", {"hours": "<b>"})
+
+    assert set(data) == {"at", "events", "oldest", "readers", "targets"}
+    assert wrong.status_code == 400
+    assert "hours must be one of 1, 24" in json.loads(wrong.content)["error"]
+
+
+def test_stream_under_wsgi_says_that_it_cannot(
+    admin_client: Client, targets: Targets
+) -> None:
+    response = admin_client.get(f"{OVERVIEW}stream/")
+
+    assert response.status_code == 501
+    assert "cannot stream" in response.content.decode()
+
+
+# --- channels
+
+
+def test_channel_page_shows_the_lag_of_each_target(
+    admin_client: Client, targets: Targets
+) -> None:
+    stuck(targets, 3)
+
+    response = admin_client.get(f"{CHANNELS}orders/change/")
+
+    assert response.context["lags"] == [
+        {"target": "a", "count": 3, "is_more": False},
+        {"target": "b", "count": 0, "is_more": False},
+    ]
+
+
+def test_channel_that_is_none_gets_a_clear_message(
+    admin_client: Client, targets: Targets
+) -> None:
+    response = admin_client.get(f"{CHANNELS}nothing/change/", follow=True)
+
+    assert "There is no channel 'nothing'" in said(response)[0]
+    assert not Channel.objects.exists()
+
+
+def test_viewers_of_nothing_but_events_see_no_other_tab(targets: Targets) -> None:
+    page = staff("view_event").get(UNDELIVERED).content.decode()
+
+    assert f'href="{TARGETS}"' not in page
+    assert f'href="{UNDELIVERED}" aria-current="page"' in page
+
+
+def test_settings_of_atomic_requests_do_not_reach_the_relay(
+    admin_client: Client,
+    targets: Targets,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+) -> None:
+    [event] = stuck(targets)
+    targets["a"].is_down = False
+    seen: list[bool] = []
+    targets["a"].before = lambda: seen.append(connection.in_atomic_block)
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+
+    press(admin_client, "publish", f"{event.pk}:a")
+
+    assert seen == [False]
