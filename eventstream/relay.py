@@ -21,7 +21,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import connections, transaction
-from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery, Value
+from django.db.models import (
+    Exists,
+    F,
+    Func,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    TextField,
+    Value,
+)
 from django.db.models.functions import Coalesce, Greatest, Now
 
 from eventstream import conf
@@ -120,6 +130,19 @@ class RetryReport:
         self.error = self.error or other.error
 
 
+class WakeFlag:
+    """Says, while raised, that a relay is going to look: senders need not wake one.
+
+    This one says nothing to nobody; a dispatcher that coalesces wake-ups has its own.
+    """
+
+    def lower(self) -> None:
+        """From now on senders wake. Called before the last look, and if there is none."""
+
+    def keep_up(self) -> None:
+        """There will be another look, after lowering it again."""
+
+
 class _LeaseLostError(EventStreamError):
     """Another relay took over; what it publishes again has the same ids."""
 
@@ -133,7 +156,12 @@ def backoff(attempts: int) -> float:
 
 
 def relay_partition(
-    using: str, partition: int, target_name: str, *, force: bool = False
+    using: str,
+    partition: int,
+    target_name: str,
+    *,
+    force: bool = False,
+    flag: WakeFlag | None = None,
 ) -> Report:
     """Number and publish whatever is waiting in a partition, for one target.
 
@@ -145,15 +173,19 @@ def relay_partition(
         partition: Its number.
         target_name: One of `get_targets()`, or NO_TARGET to number only.
         force: Try now even if the last failure asked to wait.
+        flag: What keeps senders from waking another relay. Lowered before the last look:
+            an event that found it raised is seen by that look.
     """
     storage = get_storage()
+    flag = flag or WakeFlag()
     if target_name == NO_TARGET:
+        flag.lower()
         _ensure_cursors(storage, using, partition)  # there may be paused targets
         return Report(Outcome.DONE, storage.number_all(using, partition))
     target = get_targets().get(target_name)
     if target is None:
         return Report(Outcome.UNKNOWN, error=f"{target_name} is not in the settings")
-    return _Relay(storage, using, partition, target).run(force=force)
+    return _Relay(storage, using, partition, target, flag).run(force=force)
 
 
 def relay_all(
@@ -203,9 +235,14 @@ def _ensure_cursors(storage: DjangoModelStorage, using: str, partition: int) -> 
     At the head: a new target gets what is sent from now on, and not the past 24 h.
     All of them, as the first target to come would number the others' first events.
     """
-    names = list(get_targets())
     cursors = Cursor.objects.using(using).filter(partition=partition)
-    missing = set(names) - set(cursors.values_list("target", flat=True))
+    known = cursors.values_list("target", flat=True)
+    _create_cursors(storage, using, partition, set(get_targets()) - set(known))
+
+
+def _create_cursors(
+    storage: DjangoModelStorage, using: str, partition: int, missing: Collection[str]
+) -> None:
     if missing:
         head = storage.last_position(using, partition)
         Cursor.objects.using(using).bulk_create(
@@ -221,8 +258,14 @@ class _Relay:
     """One call's work on one (partition, target)."""
 
     def __init__(
-        self, storage: DjangoModelStorage, using: str, partition: int, target: Target
+        self,
+        storage: DjangoModelStorage,
+        using: str,
+        partition: int,
+        target: Target,
+        flag: WakeFlag,
     ) -> None:
+        self._flag = flag
         self._storage = storage
         self._using = using
         self._partition = partition
@@ -233,11 +276,14 @@ class _Relay:
         self._has_recovered = False
 
     def run(self, *, force: bool) -> Report:
-        _ensure_cursors(self._storage, self._using, self._partition)
-        while True:
-            cursor = self._acquire(force=force)
-            if cursor is None:
-                return self._not_acquired(force=force)
+        try:
+            return self._run(force=force)
+        finally:
+            self._flag.lower()
+
+    def _run(self, *, force: bool) -> Report:
+        cursor = self._take(force=force)
+        while cursor is not None:
             try:
                 self._drain(cursor)
             except PublishError as error:
@@ -245,14 +291,31 @@ class _Relay:
                 return self._report(Outcome.FAILED, str(error))
             except _LeaseLostError:
                 logger.warning("Lost the lease of %s", cursor)
-                return self._report(Outcome.BUSY)
             except BaseException:
                 # A worker's time limit or shutdown: hand the rest on at once.
                 self._release()
                 raise
-            self._release()
-            if not self._has_work():
-                return self._report(Outcome.DONE)
+            else:
+                self._release()
+                self._flag.lower()
+                if not self._has_work():
+                    return self._report(Outcome.DONE)
+                self._flag.keep_up()
+            cursor = self._take(force=force)
+        return self._not_acquired(force=force)
+
+    def _take(self, *, force: bool) -> Cursor | None:
+        """Take the lease. If somebody has it, they look after any event of until now.
+
+        So that it is true of events that saw the flag raised, it is lowered before the
+        last try: whoever has the lease then has not looked for the last time yet.
+        """
+        cursor = self._acquire(force=force)
+        if cursor is None:
+            self._flag.lower()
+            _ensure_cursors(self._storage, self._using, self._partition)
+            cursor = self._acquire(force=force)
+        return cursor
 
     def _report(self, outcome: Outcome, error: str = "") -> Report:
         return Report(outcome, self._event_count, error, self._has_recovered)
@@ -276,9 +339,16 @@ class _Relay:
             ).exclude(Q(attempts=0) & Exists(self._failing_others()))
         # By database time, in one statement: alike on PostgreSQL, SQLite, behind
         # PgBouncer, and whatever this machine's clock says.
-        if not rows.update(lease_token=self._token, lease_until=self._lease_end()):
+        taken = self._relaxed(rows).update(
+            lease_token=self._token, lease_until=self._lease_end()
+        )
+        if not taken:
             return None
-        cursor = self._rows().get()
+        cursors = Cursor.objects.using(self._using).filter(partition=self._partition)
+        by_target = {cursor.target: cursor for cursor in cursors}
+        missing = set(get_targets()) - set(by_target)
+        _create_cursors(self._storage, self._using, self._partition, missing)
+        cursor = by_target[self._target.name]
         self._was_failing = cursor.attempts > 0
         return cursor
 
@@ -304,8 +374,23 @@ class _Relay:
         return Now() + datetime.timedelta(seconds=conf.get_options().lease_seconds)
 
     def _release(self) -> None:
-        self._rows().filter(lease_token=self._token).update(
-            lease_token="", lease_until=None
+        mine = self._rows().filter(lease_token=self._token)
+        self._relaxed(mine).update(lease_token="", lease_until=None)
+
+    def _relaxed(self, rows: QuerySet[Cursor]) -> QuerySet[Cursor]:
+        """Have an update of these rows not wait for the disk.
+
+        To lose a confirmation repeats an id, to lose a lease costs its time: neither is
+        worth a flush. For that transaction only, without statements of its own.
+        """
+        if connections[self._using].vendor != "postgresql":
+            return rows
+        setting = Func(
+            Value("synchronous_commit"), Value("off"), Value(True),
+            function="set_config", output_field=TextField(),
+        )  # fmt: skip
+        return rows.annotate(synchronous_commit=setting).filter(
+            synchronous_commit="off"
         )
 
     def _not_acquired(self, *, force: bool) -> Report:
@@ -325,10 +410,9 @@ class _Relay:
         unnumbered = Event.objects.using(self._using).filter(
             partition=self._partition, position__isnull=True
         )
-        if unnumbered.exists():
-            return True
-        head = self._storage.last_position(self._using, self._partition)
-        return self._rows().filter(watermark__lt=head).exists()
+        partition = Partition.objects.using(self._using).filter(number=self._partition)
+        ahead = partition.filter(last_position__gt=OuterRef("watermark"))
+        return self._rows().filter(Exists(unnumbered) | Exists(ahead)).exists()
 
     # --- number, publish, confirm
 
@@ -355,7 +439,11 @@ class _Relay:
             if watermark < rows[-1].position:  # the last were given up
                 watermark = rows[-1].position
                 self._confirm(watermark, 0)
-            if len(rows) == options.batch_size and self._pause().exists():
+            if len(rows) == options.batch_size:
+                is_over = self._pause().exists()
+            else:
+                is_over = not self._has_work()
+            if is_over:
                 return
 
     def _without_given_up(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
@@ -491,24 +579,18 @@ class _Relay:
         if first is not None:
             event = Event.objects.filter(partition=self._partition, position=first)
             values["latency"] = Now() - Subquery(event.values("created"))
-        with transaction.atomic(using=self._using):
-            connection = connections[self._using]
-            if connection.vendor == "postgresql":
-                # Losing a confirmation repeats an id; waiting for the disk buys nothing.
-                with connection.cursor() as cursor:
-                    cursor.execute("SET LOCAL synchronous_commit TO off")
-            mine = self._rows().filter(lease_token=self._token)
-            confirmed = mine.filter(watermark__lte=position).update(
-                watermark=position,
-                lease_until=self._lease_end(),
-                attempts=0,
-                next_attempt=None,
-                failing_since=None,
-                confirmed_at=Now(),
-                last_error="",
-                confirmed_count=F("confirmed_count") + event_count,
-                **values,
-            )
+        mine = self._rows().filter(lease_token=self._token)
+        confirmed = self._relaxed(mine.filter(watermark__lte=position)).update(
+            watermark=position,
+            lease_until=self._lease_end(),
+            attempts=0,
+            next_attempt=None,
+            failing_since=None,
+            confirmed_at=Now(),
+            last_error="",
+            confirmed_count=F("confirmed_count") + event_count,
+            **values,
+        )
         if not confirmed:
             raise _LeaseLostError
         if self._was_failing:
@@ -720,7 +802,7 @@ def retry_dead_letters(
         by_partition.setdefault(partition, []).append(key)
     total = RetryReport()
     for partition, some in sorted(by_partition.items()):
-        relay = _Relay(get_storage(), using, partition, target)
+        relay = _Relay(get_storage(), using, partition, target, WakeFlag())
         total.add(relay.retry(some))
     return total
 

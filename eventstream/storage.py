@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from django.conf import settings
@@ -61,6 +60,9 @@ WITH batch AS (
 ), moved AS (
   UPDATE {event} e SET position = %(base)s + n.place, eid = n.eid
   FROM numbered n WHERE e.id = n.id RETURNING 1
+), headed AS (
+  UPDATE {partition} SET last_position = %(base)s + (SELECT count(*) FROM batch)
+  WHERE number = %(partition)s
 )
 SELECT count(*) FROM moved
 """
@@ -210,10 +212,6 @@ class DjangoModelStorage:
         )
         if not unnumbered.exists():  # the usual answer, and it takes no lock
             return 0
-        Partition.objects.using(using).get_or_create(
-            number=partition,
-            defaults={"start_eid": partial(self.start_eid, using)},  # type: ignore[misc]  # asked only if it is created
-        )
         with transaction.atomic(using=using):
             count = self._number(using, partition, limit)
         if count:
@@ -228,6 +226,7 @@ class DjangoModelStorage:
         names = {
             "event": quoted(Event._meta.db_table),
             "channel": quoted(Channel._meta.db_table),
+            "partition": quoted(Partition._meta.db_table),
         }
         rows = Partition.objects.using(using).filter(number=partition)
         if connection.vendor == "sqlite":
@@ -236,7 +235,14 @@ class DjangoModelStorage:
             lock = rows
         else:
             lock = rows.select_for_update(no_key=True)
-        base, start = lock.values_list("last_position", "start_eid").get()
+        found = lock.values_list("last_position", "start_eid").first()
+        if found is None:
+            Partition.objects.using(using).bulk_create(
+                [Partition(number=partition, start_eid=self.start_eid(using))],
+                ignore_conflicts=True,
+            )
+            found = lock.values_list("last_position", "start_eid").get()
+        base, start = found
         values = {"partition": partition, "limit": limit, "base": base, "start": start}
         with connection.cursor() as cursor:
             if connection.vendor == "sqlite":
@@ -247,7 +253,7 @@ class DjangoModelStorage:
             else:
                 cursor.execute(_NUMBER_POSTGRESQL.format(**names), values)
             count = int(cursor.fetchone()[0])
-        if count:
+        if connection.vendor == "sqlite":
             rows.update(last_position=base + count)
         return count
 

@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from eventstream import conf as core_conf
 from eventstream.dispatch import Dispatcher, DispatchStatus
-from eventstream.relay import NO_TARGET
+from eventstream.relay import NO_TARGET, WakeFlag
 from eventstream.storage import OutboxRow
 from eventstream.targets import get_targets
 from eventstream.targets.bus import connect
@@ -70,6 +70,8 @@ class _Connections(threading.local):
             self.pid, self.producer, self.flags = os.getpid(), None, None
 
 
+_QUEUED, _RELAYING = b"queued", b"relaying"
+
 circuit = _Circuit()
 _connections = _Connections()
 
@@ -80,14 +82,36 @@ def wake_flag(using: str, partition: int, target: str) -> str:
     return f"{prefix}wake:{using}:{partition}:{target}"
 
 
-def clear_wake_flag(using: str, partition: int, target: str) -> None:
-    """Let the next event wake again. A task calls this *before* it reads the outbox."""
-    flags = _get_flags()
-    if flags is not None:
-        try:
-            flags.delete(wake_flag(using, partition, target))
-        except redis.RedisError as error:
-            logger.warning("Cannot clear a wake-up flag, it expires: %s", error)
+class TaskFlag(WakeFlag):
+    """The flag that a task stands for: raised by whoever enqueued it.
+
+    Raised again by its relay, it has another value: a task that finds the lease taken
+    lowers the flag of a message, never that of the relay which is at work.
+    """
+
+    def __init__(self, using: str, partition: int, target: str) -> None:
+        self._key = wake_flag(using, partition, target)
+        self._value = _QUEUED
+
+    def lower(self) -> None:
+        flags = _get_flags()
+        if flags is not None and self._value:
+            try:
+                if flags.get(self._key) == self._value:
+                    flags.delete(self._key)
+                self._value = b""
+            except redis.RedisError as error:
+                logger.warning("Cannot clear a wake-up flag, it expires: %s", error)
+
+    def keep_up(self) -> None:
+        flags = _get_flags()
+        if flags is not None:
+            lifetime = int(core_conf.get_options().lease_seconds) or 1
+            try:
+                flags.set(self._key, _RELAYING, ex=lifetime)
+                self._value = _RELAYING
+            except redis.RedisError as error:
+                logger.warning("Cannot raise a wake-up flag: %s", error)
 
 
 class CeleryDispatcher(Dispatcher):
@@ -126,7 +150,7 @@ class CeleryDispatcher(Dispatcher):
         flags = _get_flags()
         key = wake_flag(using, partition, target)
         if flags is not None and not flags.set(
-            key, 1, nx=True, ex=options.wake_lifetime
+            key, _QUEUED, nx=True, ex=options.wake_lifetime
         ):
             return  # a task that has not read yet is on its way
         try:

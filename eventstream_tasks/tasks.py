@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from celery import Task, shared_task
 
@@ -10,11 +12,20 @@ from eventstream import conf as core_conf
 from eventstream import jobs
 from eventstream.dispatch import get_dispatcher
 from eventstream.exceptions import PublishUnavailableError
-from eventstream.relay import Outcome, pending, publish_unstored, relay_partition
+from eventstream.relay import (
+    Outcome,
+    Report,
+    pending,
+    publish_unstored,
+    relay_partition,
+)
 from eventstream.storage import OutboxRow
 from eventstream_tasks.backoff import MAX_RETRIES, retry_delay
 from eventstream_tasks.conf import get_options
-from eventstream_tasks.dispatch import clear_wake_flag
+from eventstream_tasks.connections import with_kept_connections
+from eventstream_tasks.dispatch import TaskFlag
+
+T = TypeVar("T")
 
 # Acknowledged as soon as begun: what is to be done is in the outbox, and a worker that dies
 # strands nothing, as the sweep comes by. Late acknowledgements would bring nothing but
@@ -29,13 +40,23 @@ _options: dict[str, Any] = {
 }
 
 
+def _call(task: Task[Any, Any], call: Callable[[], T]) -> T:
+    """Call with kept connections; in an eager task with the caller's, in its transaction."""
+    return call() if task.request.is_eager else with_kept_connections(call)
+
+
 @shared_task(name="eventstream.publish", **_options)
 def publish(self: Task[Any, Any], using: str, partition: int, target: str) -> None:
     """Relay one partition to one target; retry three times, then leave it to the sweep."""
-    clear_wake_flag(using, partition, target)
-    report = relay_partition(using, partition, target)
-    if report.has_recovered:
-        get_dispatcher().wake(using, {number for number, _ in pending(using)})
+
+    def relay() -> Report:
+        flag = TaskFlag(using, partition, target)
+        report = relay_partition(using, partition, target, flag=flag)
+        if report.has_recovered:
+            get_dispatcher().wake(using, {number for number, _ in pending(using)})
+        return report
+
+    report = _call(self, relay)
     retries = self.request.retries
     is_failing = report.outcome is Outcome.FAILED or (
         report.outcome is Outcome.WAITING and retries > 0
@@ -61,7 +82,7 @@ def publish_best_effort(
 def republish(self: Task[Any, Any]) -> None:
     """Sweep every outbox."""
     for using in core_conf.get_options().databases:
-        jobs.republish(using)
+        _call(self, partial(jobs.republish, using))
 
 
 @shared_task(name="eventstream.prune", **_options)

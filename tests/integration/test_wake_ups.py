@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 import pytest
 from celery import current_app
+from django.db import connections
+from django.db.models.functions import Now
 from pytest_django import Settings
 
 from eventstream import send_event
-from eventstream.models import Event
+from eventstream.models import Cursor, Event
 from eventstream.relay import Report, relay_partition
 from eventstream.storage import partition_of
+from eventstream.targets.base import Item
+from eventstream.targets.bus import BusTarget
 from eventstream_tasks import dispatch, tasks
+from eventstream_tasks.connections import close_kept, with_kept_connections
 from eventstream_tasks.dispatch import CeleryDispatcher, wake_flag
 from tests.support.processes import free_port
 from tests.support.valkey import Valkey
@@ -83,6 +89,67 @@ def test_task_that_has_begun_leaves_room_for_the_next_wake_up(
 
     assert (before, seen) == (1, [2])
     assert valkey.client.exists(wake_flag("default", PARTITION, "bus"))
+
+
+def test_events_during_a_relay_wake_nobody_and_are_relayed(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay that is at work looks again: a task for each event would only be in its way."""
+    relay_partition("default", PARTITION, "bus")  # makes the cursor
+    publish = BusTarget.publish
+    sent: list[int] = []
+
+    def publish_while_another_sends(self: BusTarget, items: Sequence[Item]) -> None:
+        if len(sent) < 3:
+            sent.append(len(sent))
+            send_event("orders", "message", "meanwhile")
+        publish(self, items)
+
+    monkeypatch.setattr(BusTarget, "publish", publish_while_another_sends)
+    send_event("orders", "message", 1)
+
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+
+    assert waiting(valkey) == 1  # the first one's
+    assert Event.objects.filter(position=None).count() == 0
+    assert not valkey.client.exists(wake_flag("default", PARTITION, "bus"))
+
+
+def test_task_that_finds_the_lease_taken_leaves_the_relay_s_flag(
+    valkey: Valkey,
+) -> None:
+    flag = wake_flag("default", PARTITION, "bus")
+    send_event("orders", "message", 1)
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+    Cursor.objects.update(lease_token="other", lease_until=Now() + timedelta(minutes=1))
+    valkey.client.set(flag, dispatch._RELAYING)
+
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+    kept = valkey.client.get(flag)
+    valkey.client.set(flag, dispatch._QUEUED)
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+
+    assert kept == dispatch._RELAYING
+    assert not valkey.client.exists(flag)
+
+
+def test_connection_outlives_the_task(valkey: Valkey) -> None:
+    """Celery closes the connections that it knows; a new one for each task is costly."""
+    send_event("orders", "message", 1)
+    known = connections["default"]
+    seen: list[object] = []
+
+    def look() -> None:
+        seen.append(connections["default"])
+        Event.objects.count()
+
+    with_kept_connections(look)
+    with_kept_connections(look)
+
+    assert seen[0] is seen[1]
+    assert seen[0] is not known
+    assert connections["default"] is known
+    close_kept()
 
 
 def test_failed_wake_up_takes_its_flag_back(

@@ -24,7 +24,8 @@ class Variant(enum.Enum):
     ONE_TRANSACTION = "numbers are committed together with the confirmation"
     COUNTER_IN_SENDER = "senders take the id from a counter"
     NO_LOOK_AGAIN = "a relay does not look again after releasing"
-    FLAG_AFTER_READ = "a task clears the wake-up flag when it is done"
+    FLAG_AFTER_READ = "a task lowers the wake-up flag when it is done"
+    NO_SECOND_TRY = "a task that finds the lease taken lowers the flag, and goes"
     NO_SWEEP = "nobody sweeps, and workers and broker fail"
     CONFIRM_UNFENCED = "whoever has published confirms, with the lease or without"
     PRUNE_UNCONFIRMED = "prune does not look at the watermark"
@@ -51,6 +52,7 @@ class Relay(NamedTuple):
     step: str = "idle"
     mark: int = 0
     batch: tuple[tuple[int, int], ...] = ()
+    owns: str = ""  # the value of the flag that it lowers
 
 
 class State(NamedTuple):
@@ -62,7 +64,7 @@ class State(NamedTuple):
     pruned: frozenset[int]
     mark: int
     lease: int | None  # which relay's token
-    flag: bool
+    flag: str  # lowered, or raised by a "message", or by a "relay" that looks again
     queue: int
     relays: tuple[Relay, ...]
     given: tuple[int, ...]  # the row that the target got first under id 1, 2, …
@@ -97,7 +99,7 @@ class Model:
         self.limit = limit
         self.start = State(
             writers=(IDLE,) * writer_count, places=(0,) * writer_count, last=0,
-            pruned=frozenset(), mark=0, lease=None, flag=False, queue=0,
+            pruned=frozenset(), mark=0, lease=None, flag="", queue=0,
             relays=(Relay(), Relay()), given=(), deaths=faults.deaths, fault="",
         )  # fmt: skip
 
@@ -118,6 +120,8 @@ class Model:
             yield "the lease runs out", s._replace(lease=None)
         if s.queue and self.faults.has_lost_queue:
             yield "the broker loses its queue", s._replace(queue=0)
+        if s.flag and self.faults.has_lost_queue:
+            yield "the flag runs out", s._replace(flag="")
         if self._unnumbered(s) and self.variant is not Variant.ONE_TRANSACTION:
             yield "a reader numbers", self._number(s)
         if self.variant is not Variant.NO_SWEEP and self.faults != NO_FAULTS:
@@ -161,7 +165,7 @@ class Model:
         if writer == INSERTED:
             after = s._replace(writers=_put(s.writers, row, COMMITTED))
             if not s.flag:
-                after = after._replace(flag=True, queue=s.queue + 1)
+                after = after._replace(flag="message", queue=s.queue + 1)
             yield f"writer {row} commits", after
             if row == 1:  # one that rolls back is as good as many
                 rolled = _put(s.writers, row, ROLLED_BACK)
@@ -215,23 +219,25 @@ class Model:
     ) -> Iterator[tuple[str, State]]:
         def go(step: str, state: State = s, **changes: object) -> State:
             new = relay._replace(step=step, **changes)  # type: ignore[arg-type]
+            if step not in ("number", "read", "publish", "confirm"):
+                new = new._replace(mark=0, batch=())  # forgotten: fewer states
             if step == "idle":
                 new = Relay()
-                if self.variant is Variant.FLAG_AFTER_READ and relay.step != "clear":
-                    new = Relay("clear")
+                if self.variant is Variant.FLAG_AFTER_READ and relay.step != "lower":
+                    new = relay._replace(step="lower")
             return state._replace(relays=_put(state.relays, number, new))
 
         holds = s.lease == number
         if relay.step == "idle" and s.queue:
             taken = s._replace(queue=s.queue - 1)
-            if self.variant is not Variant.FLAG_AFTER_READ:
-                taken = taken._replace(flag=False)
-            yield "takes a task", go("acquire", taken)
-        elif relay.step == "acquire":
+            yield "takes a task", go("acquire", taken, owns="message")
+        elif relay.step in ("acquire", "acquire again"):
             if s.lease is None:
                 yield "leases", go("number", s._replace(lease=number), mark=s.mark)
-            else:
+            elif relay.step == "acquire again":
                 yield "finds it leased", go("idle")
+            else:
+                yield "finds it leased", go("lower and go")
         elif relay.step == "number":
             if self.variant is Variant.ONE_TRANSACTION:
                 yield "numbers, uncommitted", go("read")
@@ -254,12 +260,22 @@ class Model:
             yield from self._confirm(s, relay, go, holds=holds)
         elif relay.step == "release":
             released = s._replace(lease=None) if holds else s
-            is_last = self.variant is Variant.NO_LOOK_AGAIN
-            yield "releases", go("idle" if is_last else "look again", released)
-        elif relay.step == "clear":
-            yield "clears the flag", go("idle", s._replace(flag=False))
+            is_late = self.variant is Variant.FLAG_AFTER_READ
+            yield "releases", go("look again" if is_late else "lower", released)
+        elif relay.step in ("lower", "lower and go"):
+            lowered = s._replace(flag="") if s.flag == relay.owns else s
+            following = "look again"
+            if relay.step == "lower and go":
+                is_over = self.variant is Variant.NO_SECOND_TRY
+                following = "idle" if is_over else "acquire again"
+            elif self.variant in (Variant.NO_LOOK_AGAIN, Variant.FLAG_AFTER_READ):
+                following = "idle"
+            yield "lowers the flag", go(following, lowered, owns="")
         elif relay.step == "look again":
-            yield "looks again", go("acquire" if self._has_work(s) else "idle")
+            yield "looks again", go("keep up" if self._has_work(s) else "idle")
+        elif relay.step == "keep up":
+            raised = s._replace(flag="relay")
+            yield "raises the flag", go("acquire", raised, owns="relay")
 
     def _read(self, s: State, mark: int) -> tuple[tuple[int, int], ...]:
         if self.variant is Variant.ONE_TRANSACTION:
@@ -303,7 +319,7 @@ class Model:
         elif holds:
             yield "confirms", go("number", s._replace(mark=place), mark=place)
         else:
-            yield "has lost the lease", go("idle")
+            yield "has lost the lease", go("acquire")
 
 
 class Result(NamedTuple):

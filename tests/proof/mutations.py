@@ -51,7 +51,7 @@ MUTATIONS = [
     ),
     Mutation(
         "no look after releasing", "eventstream/relay.py",
-        "if not self._has_work():", "if True:",
+        "if not self._has_work():\n                    return", "if True:\n                    return",
         f"{RELAY}::test_event_whose_wake_up_found_the_lease_taken_is_not_left_behind",
     ),
     Mutation(
@@ -62,8 +62,8 @@ MUTATIONS = [
     ),
     Mutation(
         "cursors made after numbering", "eventstream/relay.py",
-        "        _ensure_cursors(self._storage, self._using, self._partition)\n        while",
-        "        self._storage.number_all(self._using, self._partition)\n        _ensure_cursors(self._storage, self._using, self._partition)\n        while",
+        "        cursor = self._take(force=force)\n        while",
+        "        self._storage.number_all(self._using, self._partition)\n        cursor = self._take(force=force)\n        while",
         f"{RELAY}::test_every_target_gets_every_event_once_in_order",
     ),
     Mutation(
@@ -94,8 +94,8 @@ MUTATIONS = [
     ),
     Mutation(
         "positions do not move on", "eventstream/storage.py",
-        "        if count:\n            rows.update(last_position=base + count)",
-        "        if count:\n            rows.update(last_position=base + 1)",
+        "rows.update(last_position=base + count)",
+        "rows.update(last_position=base + 1)",
         NUMBERING,
     ),
     Mutation(
@@ -126,9 +126,9 @@ MUTATIONS = [
         "tests/integration/test_wake_ups.py",
     ),
     Mutation(
-        "the wake-up flag is cleared after the read", "eventstream_tasks/tasks.py",
-        "    clear_wake_flag(using, partition, target)\n    report = relay_partition(using, partition, target)\n",
-        "    report = relay_partition(using, partition, target)\n    clear_wake_flag(using, partition, target)\n",
+        "the wake-up flag is lowered after the last look", "eventstream/relay.py",
+        "                self._flag.lower()\n                if not self._has_work():\n",
+        "                if not self._has_work():\n",
         "tests/integration/test_wake_ups.py",
     ),
     Mutation(

@@ -9,7 +9,7 @@ from tests.proof.model import NO_FAULTS, Faults, Model, Variant, explore
 
 @pytest.mark.parametrize(
     ("faults", "writer_count"),
-    [(NO_FAULTS, 3), (Faults(deaths=2), 2), (Faults(1, False, False), 3)],
+    [(NO_FAULTS, 3), (Faults(deaths=1), 2), (Faults(1, False, False), 2)],
     ids=["nothing fails", "everything fails", "a relay dies"],
 )
 def test_protocol_is_consecutive_and_complete(
@@ -30,6 +30,7 @@ def test_protocol_is_consecutive_and_complete(
         (Variant.COUNTER_IN_SENDER, NO_FAULTS, "GAP"),
         (Variant.NO_LOOK_AGAIN, NO_FAULTS, "STUCK"),
         (Variant.FLAG_AFTER_READ, NO_FAULTS, "STUCK"),
+        (Variant.NO_SECOND_TRY, NO_FAULTS, "STUCK"),
         (Variant.NO_SWEEP, Faults(), "STUCK"),
         (Variant.CONFIRM_UNFENCED, Faults(), "BACK"),
         (Variant.PRUNE_UNCONFIRMED, Faults(), "GAP"),
