@@ -173,7 +173,11 @@ async def asend_event(
     idempotency_key: str | None = None,
     using: str | None = None,
 ) -> SentEvent:
-    """Do what send_event does, from async code."""
+    """Do what send_event does, from async code, in a transaction of its own.
+
+    Django's transactions are not open to async code. To send in the one that makes the
+    change, put both into a function and await sync_to_async(function)().
+    """
     return await sync_to_async(send_event)(
         channel,
         event_type,
@@ -226,6 +230,13 @@ def send_events(
     ]
 
 
+async def asend_events(
+    specs: Iterable[EventSpec], *, using: str | None = None
+) -> list[SentEvent]:
+    """Do what send_events does, from async code, in a transaction of its own."""
+    return await sync_to_async(send_events)(specs, using=using)
+
+
 def channel_permission_changed(
     user: AbstractBaseUser | AnonymousUser | None,
     channel: str,
@@ -260,6 +271,20 @@ def channel_permission_changed(
         _wake_on_commit(alias, {kick.partition})
 
 
+async def achannel_permission_changed(
+    user: AbstractBaseUser | AnonymousUser | None,
+    channel: str,
+    *,
+    using: str | None = None,
+) -> None:
+    """Do what channel_permission_changed does, from async code.
+
+    It is not in the transaction that changes the permission: a crash between the two keeps
+    open streams open until they are asked about again. See asend_event for what to do.
+    """
+    await sync_to_async(channel_permission_changed)(user, channel, using=using)
+
+
 def get_current_event_id(channels: Collection[str], *, using: str | None = None) -> str:
     """Return the current position in the channels, for `lastEventId`.
 
@@ -280,6 +305,13 @@ def get_current_event_id(channels: Collection[str], *, using: str | None = None)
     for alias, names in by_alias.items():
         positions |= get_storage().current_ids(alias, names)
     return format_position(positions)
+
+
+async def aget_current_event_id(
+    channels: Collection[str], *, using: str | None = None
+) -> str:
+    """Do what get_current_event_id does, from async code."""
+    return await sync_to_async(get_current_event_id)(channels, using=using)
 
 
 def check_channel(channel: object) -> str:
@@ -425,6 +457,12 @@ class _UnstoredBatch:
     def __call__(self) -> None:
         events_sent_unstored.send_robust(OutboxRow, rows=self.rows)
         get_dispatcher().publish_unstored(self.rows)
+
+
+def pending_unstored(alias: str) -> list[list[OutboxRow]]:
+    """Return the best-effort events that wait for the commit of the open transaction."""
+    calls = [entry[1] for entry in connections[alias].run_on_commit]
+    return [call.rows for call in calls if isinstance(call, _UnstoredBatch)]
 
 
 def _publish_on_commit(alias: str, rows: list[OutboxRow]) -> None:

@@ -2,21 +2,188 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import Max
+
+from eventstream.api import pending_unstored
+from eventstream.channelmanager import check_permission
+from eventstream.exceptions import ChannelPermissionError
 from eventstream.models import Event, EventKind
-from eventstream.storage import get_storage
+from eventstream.signals import events_sent_unstored
+from eventstream.storage import OutboxRow, get_storage, is_skipped
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser
+
+
+@dataclass(frozen=True)
+class ReceivedEvent:
+    """An event as its readers get it.
+
+    Attributes:
+        channel: The channel.
+        type: Its event type.
+        data: Decoded, where it is JSON; else the text.
+        event_id: Its id in the channel; None for a best-effort event.
+        skip_users: Ids of the users who do not get it, as the outbox stores them.
+    """
+
+    channel: str
+    type: str
+    data: Any
+    event_id: int | None = None
+    skip_users: str = ""
+
+
+class EventStreamTestClient:
+    """What has been sent since it was made.
+
+    Events count once the code under test has left its transactions: those that rolled back
+    are not there. Works in TestCase, whose own transaction never commits, in
+    TransactionTestCase and in pytest. Nothing need run: neither a worker nor a bus.
+
+        client = EventStreamTestClient()
+        place_order(item="tea")
+        client.assert_sent("orders", ("message", {"item": "tea"}))
+
+    Args:
+        using: Database alias of the outbox.
+    """
+
+    def __init__(self, *, using: str = "default") -> None:
+        self._using = using
+        rows = Event.objects.using(using)
+        self._after: int = rows.aggregate(last=Max("pk"))["last"] or 0
+        # By identity: a transaction's batch is pending first, and then on its way.
+        self._past = {id(rows): rows for rows in pending_unstored(using)}
+        self._unstored: dict[int, list[OutboxRow]] = {}
+        events_sent_unstored.connect(self._on_unstored)
+
+    def _on_unstored(self, rows: list[OutboxRow], **_: object) -> None:
+        self._unstored.setdefault(id(rows), rows)
+
+    def events(self, channel: str | None = None) -> list[ReceivedEvent]:
+        """Return the events of one channel, or of all, in the order of sending.
+
+        Gives ids to those that have none yet. Best-effort events come last.
+        """
+        storage = get_storage()
+        for partition in storage.unnumbered_partitions(self._using):
+            storage.number_all(self._using, partition)
+        rows = Event.objects.using(self._using).filter(
+            pk__gt=self._after, kind=EventKind.EVENT
+        )
+        found = [
+            _received(row.channel, row.type, row.data, row.eid, row.skip_users)
+            for row in rows.order_by("pk")
+        ]
+        for pending in pending_unstored(self._using):
+            self._unstored.setdefault(id(pending), pending)
+        for key, batch in self._unstored.items():
+            if key not in self._past:
+                found += [
+                    _received(row.channel, row.type, row.data, None, row.skip_users)
+                    for row in batch
+                ]
+        return [event for event in found if channel in (None, event.channel)]
+
+    def assert_sent(self, channel: str, *expected: tuple[str, Any]) -> None:
+        """Assert that these events, and no others, were sent to the channel, in order.
+
+        Args:
+            channel: The channel.
+            expected: (event type, data) of each; unittest.mock.ANY stands for anything.
+        """
+        self._compare(channel, self.events(channel), expected, "sent")
+
+    def assert_nothing_sent(self, channel: str | None = None) -> None:
+        """Assert that nothing was sent, to this channel or to any."""
+        sent = self.events(channel)
+        if sent:
+            lines = [f"  {event.channel}: {_line(event)}" for event in sent]
+            raise AssertionError("\n".join([f"{_count(sent)} sent:", *lines]))
+
+    def assert_received(
+        self,
+        user: AbstractBaseUser | None,
+        channel: str,
+        *expected: tuple[str, Any],
+    ) -> None:
+        """Assert that a user who reads the channel gets these events, and no others.
+
+        As the channel manager and `skip_user_ids` have it; None is the anonymous user.
+        """
+        try:
+            check_permission(user, [channel])
+        except ChannelPermissionError as error:
+            raise AssertionError(
+                f"{user or 'The anonymous user'} may not read {channel!r}: the channel "
+                "manager's can_read_channel refuses."
+            ) from error
+        user_id = "" if user is None else str(user.pk)
+        received = [
+            event
+            for event in self.events(channel)
+            if not is_skipped(event.skip_users, user_id)
+        ]
+        self._compare(channel, received, expected, f"received by {user or 'anonymous'}")
+
+    def assert_may_not_read(self, user: AbstractBaseUser | None, channel: str) -> None:
+        """Assert that the channel manager refuses the channel to the user."""
+        try:
+            check_permission(user, [channel])
+        except ChannelPermissionError:
+            return
+        raise AssertionError(f"{user or 'The anonymous user'} may read {channel!r}.")
+
+    def _compare(
+        self,
+        channel: str,
+        found: Sequence[ReceivedEvent],
+        expected: Sequence[tuple[str, Any]],
+        what: str,
+    ) -> None:
+        pairs = [(event.type, event.data) for event in found]
+        # In this order: mock.ANY has to be on the left.
+        if list(expected) == pairs:
+            return
+        lines = [
+            f"{channel!r}: {len(expected)} expected, {len(found)} {what}",
+        ]
+        for place in range(max(len(expected), len(found))):
+            wanted = expected[place] if place < len(expected) else None
+            event = found[place] if place < len(found) else None
+            if wanted is not None and event is not None and wanted == pairs[place]:
+                lines.append(f"    {place + 1}  {_line(event)}")
+                continue
+            if wanted is not None:
+                lines.append(f"  - {place + 1}  {wanted[0]} {wanted[1]!r}")
+            if event is not None:
+                lines.append(f"  + {place + 1}  {_line(event)}")
+        others: dict[str, int] = {}
+        for other in self.events():
+            if other.channel != channel:
+                others[other.channel] = others.get(other.channel, 0) + 1
+        if others:
+            names = ", ".join(f"{n} ({count})" for n, count in sorted(others.items()))
+            lines.append(f"  sent to other channels: {names}")
+        elif not found:
+            lines.append(
+                "  Nothing was sent at all. What a transaction sends that rolls back "
+                "is not sent."
+            )
+        raise AssertionError("\n".join(lines))
 
 
 def drain_outbox(using: str = "default") -> list[Event]:
     """Number every event sent so far and return those, in order; nothing is published.
 
-    Works inside TestCase, whose transaction never commits: the test is then its own
-    relay. What an earlier call returned is not returned again.
-
-        def test_order_is_announced(self):
-            place_order(item="tea")
-
-            [event] = drain_outbox()
-            assert (event.channel, event.eid) == ("orders", 1)
+    The rows themselves, for tests of the outbox; EventStreamTestClient is for those of an
+    application. What an earlier call returned is not returned again.
     """
     storage = get_storage()
     rows = Event.objects.using(using).filter(position__isnull=True)
@@ -24,3 +191,21 @@ def drain_outbox(using: str = "default") -> list[Event]:
     for partition in storage.partitions(using):
         storage.number_all(using, partition)
     return list(Event.objects.using(using).filter(pk__in=ids).order_by("pk"))
+
+
+def _received(
+    channel: str, event_type: str, text: str, eid: int | None, skip_users: str
+) -> ReceivedEvent:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        data = text
+    return ReceivedEvent(channel, event_type, data, eid, skip_users)
+
+
+def _line(event: ReceivedEvent) -> str:
+    return f"{event.type} {event.data!r}"
+
+
+def _count(events: Sequence[object]) -> str:
+    return "1 event was" if len(events) == 1 else f"{len(events)} events were"

@@ -7,6 +7,8 @@ from django.core.cache import cache
 
 from eventstream import hub, limits, reading
 
+pytest_plugins = ["eventstream.pytest_plugin"]
+
 
 @pytest.fixture(autouse=True)
 def fresh_process_state() -> None:

@@ -1,0 +1,184 @@
+"""The test client, in every kind of test that applications have."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import User
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import transaction
+from django.test import TestCase, TransactionTestCase, override_settings
+
+from eventstream import (
+    EventSpec,
+    achannel_permission_changed,
+    aget_current_event_id,
+    asend_event,
+    asend_events,
+    send_event,
+    send_events,
+)
+from eventstream.models import Event, EventKind
+from eventstream.testing import EventStreamTestClient
+
+IDLE = "tests.support.targets.IdleDispatcher"
+
+
+def place_orders() -> None:
+    with transaction.atomic():
+        send_event("orders", "message", {"item": "tea"})
+        send_event("log", "line", "as it is", json_encode=False)
+        send_event("live-x", "cursor", [1, 2])
+        try:
+            with transaction.atomic():
+                send_event("orders", "message", "never")
+                send_event("live-x", "cursor", "never")
+                raise LookupError
+        except LookupError:
+            pass
+        send_event("orders", "done", 1)
+
+
+def check_orders(client: EventStreamTestClient) -> None:
+    client.assert_sent("orders", ("message", {"item": "tea"}), ("done", mock.ANY))
+    client.assert_sent("log", ("line", "as it is"))
+    client.assert_sent("live-x", ("cursor", [1, 2]))
+    client.assert_nothing_sent("other")
+    assert [event.event_id for event in client.events("orders")] == [1, 2]
+    assert [event.event_id for event in client.events("live-x")] == [None]
+
+
+@override_settings(EVENTSTREAM_DISPATCHER=IDLE)
+class InTestCase(TestCase):
+    def test_sees_what_was_sent(self) -> None:
+        client = EventStreamTestClient()
+        place_orders()
+        check_orders(client)
+
+    def test_sees_it_once_where_the_commit_is_played(self) -> None:
+        client = EventStreamTestClient()
+        with self.captureOnCommitCallbacks(execute=True):
+            place_orders()
+        check_orders(client)
+
+    def test_sees_only_what_came_after_it(self) -> None:
+        place_orders()
+        client = EventStreamTestClient()
+        client.assert_nothing_sent()
+        send_event("orders", "message", 2)
+        client.assert_sent("orders", ("message", 2))
+
+    async def test_sees_what_async_code_sends(self) -> None:
+        client = await _make_client()
+        await asend_event("orders", "message", 1)
+        await asend_events([EventSpec("orders", "message", n) for n in (2, 3)])
+        await _check(client)
+        assert await aget_current_event_id(["orders"]) == "orders:3"
+
+
+@override_settings(EVENTSTREAM_DISPATCHER=IDLE)
+class InTransactionTestCase(TransactionTestCase):
+    def test_sees_what_was_committed(self) -> None:
+        client = EventStreamTestClient()
+        place_orders()
+        check_orders(client)
+
+
+async def _make_client() -> EventStreamTestClient:
+    return await sync_to_async(EventStreamTestClient)()
+
+
+async def _check(client: EventStreamTestClient) -> None:
+    numbers = [("message", n) for n in (1, 2, 3)]
+    await sync_to_async(client.assert_sent)("orders", *numbers)
+
+
+def test_fixture_gives_the_client(eventstream_client: EventStreamTestClient) -> None:
+    place_orders()
+
+    check_orders(eventstream_client)
+
+
+def test_failure_says_what_differs(eventstream_client: EventStreamTestClient) -> None:
+    send_events([EventSpec("orders", "message", n) for n in (1, 2)])
+    send_event("log", "line", "x")
+
+    with pytest.raises(AssertionError) as caught:
+        eventstream_client.assert_sent(
+            "orders", ("message", 1), ("message", 3), ("done", {})
+        )
+
+    assert str(caught.value).splitlines() == [
+        "'orders': 3 expected, 2 sent",
+        "    1  message 1",
+        "  - 2  message 3",
+        "  + 2  message 2",
+        "  - 3  done {}",
+        "  sent to other channels: log (1)",
+    ]
+    with pytest.raises(AssertionError, match=r"3 events were sent:\n  orders: message"):
+        eventstream_client.assert_nothing_sent()
+
+
+def test_failure_says_if_nothing_was_sent(
+    eventstream_client: EventStreamTestClient,
+) -> None:
+    with pytest.raises(AssertionError, match="Nothing was sent at all"):
+        eventstream_client.assert_sent("orders", ("message", 1))
+
+
+def test_order_matters(eventstream_client: EventStreamTestClient) -> None:
+    send_events([EventSpec("orders", "message", n) for n in (1, 2)])
+
+    with pytest.raises(AssertionError):
+        eventstream_client.assert_sent("orders", ("message", 2), ("message", 1))
+
+
+def test_user_receives_what_is_for_the_user(
+    eventstream_client: EventStreamTestClient,
+) -> None:
+    ann, bob = User.objects.create(username="ann"), User.objects.create(username="bob")
+    send_event("board", "message", 1, skip_user_ids=[ann.pk])
+    send_event(f"private-{ann.pk}", "message", 2)
+
+    eventstream_client.assert_received(ann, "board")
+    eventstream_client.assert_received(bob, "board", ("message", 1))
+    eventstream_client.assert_received(None, "board", ("message", 1))
+    eventstream_client.assert_received(ann, f"private-{ann.pk}", ("message", 2))
+    eventstream_client.assert_may_not_read(bob, f"private-{ann.pk}")
+    with pytest.raises(AssertionError, match="bob may not read"):
+        eventstream_client.assert_received(bob, f"private-{ann.pk}", ("message", 2))
+    with pytest.raises(AssertionError, match="ann may read"):
+        eventstream_client.assert_may_not_read(ann, "board")
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_permission_changed_by_async_code_goes_through_the_outbox() -> None:
+    ann = await User.objects.acreate(username="ann")
+
+    await achannel_permission_changed(ann, "private-0")
+
+    assert await Event.objects.filter(kind=EventKind.KICK).acount() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_sync_send_in_an_event_loop_is_refused_by_django() -> None:
+    with pytest.raises(SynchronousOnlyOperation):
+        send_event("orders", "message", 1)
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_async_code_sends_in_the_transaction_of_its_change() -> None:
+    def change() -> None:
+        with transaction.atomic():
+            User.objects.create(username="ann")
+            send_event("orders", "message", 1)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await sync_to_async(change)()
+
+    assert not await Event.objects.aexists()
+    assert not await User.objects.aexists()
