@@ -15,6 +15,7 @@ from asgiref.sync import sync_to_async
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, router, transaction
 from django.db.models import Min
+from django.views.decorators.debug import sensitive_variables
 
 from eventstream import channelmanager, conf
 from eventstream.dispatch import get_dispatcher
@@ -64,7 +65,7 @@ class EventSpec:
 
     channel: str
     event_type: str
-    data: Any
+    data: Any = field(repr=False)  # logs and error pages must not show it
     skip_user_ids: Collection[object] = field(default=())
     json_encode: bool = True
     idempotency_key: str | None = None
@@ -114,6 +115,7 @@ class SentEvent:
         return EventState.DEAD if letters.exists() else EventState.CONFIRMED
 
 
+@sensitive_variables("data")
 def send_event(
     channel: str,
     event_type: str,
@@ -163,6 +165,7 @@ def send_event(
     return send_events([spec], using=using)[0]
 
 
+@sensitive_variables("data")
 async def asend_event(
     channel: str,
     event_type: str,
@@ -366,6 +369,7 @@ def make_event(spec: EventSpec) -> Event:
     )
 
 
+@sensitive_variables("data")
 def _encode(spec: EventSpec) -> str:
     data = spec.data
     if spec.json_encode:

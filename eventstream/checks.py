@@ -7,6 +7,7 @@
 | eventstream.E003  | error   | GRIP is configured, and GripMiddleware is missing |
 | eventstream.E004  | error   | a database alias that is not in DATABASES         |
 | eventstream.E005  | error   | a database that cannot number events              |
+| eventstream.E020  | error   | a GRIP proxy with a verify_key and no key         |
 | eventstream.W001  | warning | neither a bus nor a GRIP proxy                    |
 | eventstream.W002  | warning | WSGI only, and no GRIP proxy                      |
 | eventstream.W003  | warning | SQLite in a transaction mode other than IMMEDIATE |
@@ -112,6 +113,13 @@ def _check_grip() -> Iterable[CheckMessage]:
         hint = f"Put {GRIP_MIDDLEWARE!r} first in MIDDLEWARE."
         yield Error(text, hint=hint, id="eventstream.E003")
     for proxy in proxies:
+        if proxy.get("verify_key") and not proxy.get("key"):
+            text = f"The GRIP proxy {proxy['control_uri']} has a verify_key and no key."
+            hint = (
+                "django-grip fails with a KeyError then. Give it both, the same twice if "
+                "publishing needs none."
+            )
+            yield Error(text, hint=hint, id="eventstream.E020")
         if not any(proxy.get(key) for key in ("key", "verify_key")) and not getattr(
             settings, "GRIP_VERIFY_KEY", None
         ):

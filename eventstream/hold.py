@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from django.http import HttpResponse
+from django.views.decorators.debug import sensitive_variables
 from gripcontrol import Channel
 
 from eventstream import conf, sse
@@ -44,6 +45,7 @@ def is_proxied(request: HttpRequest) -> bool:
     return bool(grip is not None and grip.proxied)
 
 
+@sensitive_variables("text")
 def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
     """Answer a client's request: preamble, what it has missed, hold or go on paging."""
     page = read_page(reader, is_opening=True)
@@ -89,6 +91,7 @@ def grip_positions(last: Mapping[str, str], reader: Reader) -> dict[str, int]:
     return positions
 
 
+@sensitive_variables("text", "escaped")
 def _respond(
     request: HttpRequest,
     reader: Reader,
@@ -117,9 +120,8 @@ def _respond(
         channel = Channel(channel_name(name), None if eid is None else str(eid))
         if eid is not None:
             channel.filters.append(FILTER_BUILD_ID)
-            quoted = quote_channel(name)
             known_as = prefix + channel_name(name)
-            formats.append(f"{escape_format(quoted)}:%({known_as})s")
+            formats.append(f"{escape_format(quote_channel(name))}:%({known_as})s")
         channel.filters.append(FILTER_SKIP_USERS)
         instruct.add_channel(channel)
     if reader.user_id:
@@ -132,7 +134,7 @@ def _respond(
         instruct.meta["id_format"] = ",".join(formats)
         # The proxy expands the answer's body as it does each event's.
         text = escaped
-    instruct.meta["user"] = reader.user_id or "anonymous"
+    instruct.meta["user"] = quote_channel(reader.user_id) or "anonymous"
     instruct.set_keep_alive(sse.KEEP_ALIVE, options.keep_alive)
     instruct.set_next_link(
         f"{base}next/{sign_link(reader, now=now)}/", options.next_link_timeout

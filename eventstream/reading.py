@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib.auth.models import AnonymousUser
 from django.core import signing
 from django.db import connections
+from django.views.decorators.debug import sensitive_variables
 
 from eventstream import conf, sse
 from eventstream.api import check_channel
@@ -90,7 +91,7 @@ class Page:
         is_last: Whether the reader has caught up.
     """
 
-    text: str
+    text: str = field(repr=False)  # logs and error pages must not show it
     begin: dict[str, int]
     positions: dict[str, int]
     is_last: bool
@@ -173,6 +174,7 @@ def sign_link(
     return signing.Signer(salt=_LINK_SALT).sign_object(content, compress=True)
 
 
+@sensitive_variables("token")
 def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
     """Return the reader of a next link, and whether it pages. read_page asks permission.
 
@@ -194,6 +196,7 @@ def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
     return Reader(tuple(channels), user_id, positions), bool(rest)
 
 
+@sensitive_variables("parts")
 def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     """Return what follows the reader's positions, and where that leaves it.
 

@@ -112,6 +112,10 @@ class OutboxRow(NamedTuple):
     skip_users: str
     kicked: str = ""
 
+    def __repr__(self) -> str:
+        """Return what logs and error pages may show: not the data."""
+        return f"<OutboxRow {self.channel}:{self.eid}>"
+
 
 _ROW_COLUMNS = OutboxRow._fields[:-1]
 
@@ -123,6 +127,10 @@ class LogEvent(NamedTuple):
     type: str
     data: str
     skip_users: str
+
+    def __repr__(self) -> str:
+        """Return what logs and error pages may show: not the data."""
+        return f"<LogEvent {self.eid}>"
 
 
 class ChannelLog(NamedTuple):

@@ -17,6 +17,7 @@ from django.http import (
     HttpResponseNotAllowed,
     StreamingHttpResponse,
 )
+from django.views.decorators.debug import sensitive_variables
 
 from eventstream import hold, sse
 from eventstream.cors import allow_origin
@@ -52,6 +53,7 @@ def events(request: HttpRequest, **view_kwargs: Any) -> HttpResponseBase:
 
 
 @transaction.non_atomic_requests
+@sensitive_variables("token")
 def next_link(request: HttpRequest, token: str, **_: Any) -> HttpResponseBase:
     """Answer a GRIP proxy that asks what is new for a stream that it holds."""
     if request.method != "GET":
@@ -91,6 +93,7 @@ def _open(request: HttpRequest, view_kwargs: dict[str, Any]) -> HttpResponseBase
     return HttpResponse(UNSUPPORTED + "\n", status=501, content_type="text/plain")
 
 
+@sensitive_variables("token")
 def _continue(request: HttpRequest, token: str) -> HttpResponseBase:
     try:
         reader, is_paging = read_link(token, now=time.time())

@@ -166,8 +166,9 @@ class CeleryDispatcher(Dispatcher):
         if app.conf.task_always_eager:
             task.apply(arguments)
             return
-        task.apply_async(
+        task.apply_async(  # type: ignore[call-arg]
             arguments,
+            argsrepr="(…)",  # else monitors are shown the events of best-effort channels
             producer=_get_producer(app),
             retry=False,
             queue=conf.get_options().queue,

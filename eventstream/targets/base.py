@@ -26,6 +26,10 @@ class Item(NamedTuple):
     body: bytes
     is_kick: bool = False
 
+    def __repr__(self) -> str:
+        """Return what logs and error pages may show: not the body."""
+        return f"<Item of {self.channel}, {len(self.body)} bytes>"
+
 
 class Target(ABC):
     """One GRIP proxy, or the Redis bus.

@@ -52,7 +52,9 @@ def event_item(row: OutboxRow) -> dict[str, Any]:
     """Return the publish item of an event."""
     body = sse.encode_data(row.type, row.data)
     skipped = {*split_users(row.skip_users), *split_users(row.kicked)}
-    meta = {"skip_users": ",".join(sorted(skipped))} if skipped else {}
+    # Quoted as in the hold: a primary key can be any text, and the meta is a header there.
+    names = sorted(quote_channel(user_id) for user_id in skipped)
+    meta = {"skip_users": ",".join(names)} if names else {}
     if row.eid is None:
         stream = HttpStreamFormat(f"{body}\n")
         item = GripItem(stream, meta=meta)

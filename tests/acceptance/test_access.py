@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from urllib.parse import quote, urlencode
 
 import jwt
 import pytest
 
 from tests.support.processes import free_port, is_listening, python, wait_for
 from tests.support.pushpin import KEY
-from tests.support.sse import Crowd, Stream, numbers
+from tests.support.sse import Crowd, Message, Stream, numbers
 from tests.support.stack import Stack, running
 
 USERS = 20
@@ -184,6 +185,33 @@ def test_token_is_not_in_the_server_s_access_log(stack: Stack) -> None:
 
         assert "channel=private-8" in web.output()
         assert token.rpartition(":")[2] not in web.output()
+
+
+@pytest.mark.parametrize(
+    "channel",
+    [
+        "%I",
+        "%(events-orders)s",
+        'a;prev-id="0", events-b',
+        "*",
+        "orders?[a]",
+        "é/../{x}",
+    ],
+)
+def test_names_are_nothing_but_names(stack: Stack, channel: str) -> None:
+    """To the proxy, whose formats and headers they are in, and to the bus."""
+    event_type = f"%I %(user)s: {channel}"
+    query = urlencode({"channel": channel})
+    with Stream(f"{stack.url}/events/?{query}").open() as stream:
+        stack.run(
+            "from eventstream import send_event\n"
+            "send_event('orders', 'message', 'of another channel')\n"
+            f"send_event({channel!r}, {event_type!r}, 1)"
+        )
+
+        message = stream.next()
+
+    assert message == Message(event_type, "1", f"{quote(channel, safe='')}:1")
 
 
 # --- what a proxy adds

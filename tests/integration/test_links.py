@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
 import jwt
 import pytest
+from django.core.signals import got_request_exception
+from django.http import HttpRequest
 from django.test import Client
+from django.views.debug import ExceptionReporter
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream.reading import PAGE_LIFETIME, PAGE_QUANTUM, Reader, sign_link
+from eventstream.testing import drain_outbox
 from tests.integration.conftest import KEY
 from tests.support.sse import Parser
 
@@ -217,3 +222,39 @@ def test_query_of_a_link_changes_nothing(proxy: dict[str, str]) -> None:
 
     assert plain.content == queried.content
     assert [m.id for m in Parser().feed(plain.content)] == ["a:2", "a:3"]
+
+
+# --- not to be seen
+
+
+@pytest.mark.parametrize("what", ["open", "link", "page"])
+def test_report_of_a_failure_shows_no_event(
+    proxy: dict[str, str], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """As the mail to the admins has it. With DEBUG Django shows every local variable."""
+    send_event("a", "message", "s3cret")
+    drain_outbox()
+    reports = []
+
+    def report(request: HttpRequest, **kwargs: object) -> None:
+        reporter = ExceptionReporter(request, *sys.exc_info())
+        reports.extend([reporter.get_traceback_html(), reporter.get_traceback_text()])
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no link today")
+
+    path = {"link": link("a"), "page": link("a", page={"a": 0})}.get(what)
+    headers = {**proxy, "Grip-Last": LAST}
+    if path is None:
+        path, headers["Last-Event-ID"] = "/events/?channel=a", "a:0"
+    monkeypatch.setattr("eventstream.hold.sign_link", fail)
+    got_request_exception.connect(report)
+    try:
+        response = Client(raise_request_exception=False).get(path, headers=headers)
+    finally:
+        got_request_exception.disconnect(report)
+
+    assert response.status_code == 500
+    assert len(reports) == 2
+    assert "no link today" in reports[1]
+    assert "s3cret" not in "".join(reports) + response.content.decode()

@@ -73,6 +73,15 @@ def test_proxy_without_a_key_is_a_warning(settings: Settings) -> None:
     assert ids(checks.check_settings(None)) == ["eventstream.W005"]
 
 
+def test_proxy_with_half_of_its_keys_is_an_error(settings: Settings) -> None:
+    proxy = {"control_uri": "http://127.0.0.1:5561", "verify_key": "k" * 32}
+    settings.GRIP_PROXIES = [proxy]
+    assert ids(checks.check_settings(None)) == ["eventstream.E020"]
+
+    settings.GRIP_PROXIES = [proxy | {"key": "k" * 32}]
+    assert ids(checks.check_settings(None)) == []
+
+
 def test_alias_that_does_not_exist_is_an_error(settings: Settings) -> None:
     settings.EVENTSTREAM_REDIS = "redis://127.0.0.1:1/0"
     settings.EVENTSTREAM_DATABASES = ["default", "second"]

@@ -1,0 +1,151 @@
+"""Names and data that anybody may choose, and the formats that they are put into."""
+
+from __future__ import annotations
+
+import re
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventstream import sse
+from eventstream.api import RESERVED_TYPES, EventSpec, _make_event, check_channel
+from eventstream.exceptions import InvalidEventError
+from eventstream.models import EventKind
+from eventstream.positions import format_position, parse_position, quote_channel
+from eventstream.storage import LogEvent, OutboxRow
+from eventstream.targets.base import Item
+from eventstream.targets.bus import event_topic, kick_topic
+from eventstream.targets.grip import channel_name, event_item, user_channel_name
+from tests.support.sse import Message, Parser
+
+NASTY = st.sampled_from(
+    [
+        *"%I()s;,:\"'\\= \t\r\n\0*?[]{}é\u0085\u2028\u2029\u202e",
+        *(
+            "%I",
+            "%%",
+            "%(events-a)s",
+            "\r\n\r\n",
+            "id: 9\n",
+            "data:",
+            "\nevent: x",
+            ", b",
+        ),
+    ]
+)
+TEXT = st.lists(st.one_of(NASTY, st.characters()), max_size=30).map("".join)
+SAFE = frozenset(string.ascii_letters + string.digits + "_.-~%")
+
+
+def is_name(text: str) -> bool:
+    try:
+        check_channel(text)
+    except InvalidEventError:
+        return False
+    return True
+
+
+NAMES = TEXT.filter(is_name)
+
+
+def expand(content: str, position: str) -> str:
+    """Do what Pushpin's build-id filter does to an event: %I is the id, %% a percent sign."""
+
+    def replace(match: re.Match[str]) -> str:
+        assert match[0] in ("%I", "%%"), f"{match[0]!r} would be expanded"
+        return position if match[0] == "%I" else "%"
+
+    return re.sub(r"%(\(.*?\)s|.|$)", replace, content, flags=re.DOTALL)
+
+
+@given(TEXT)
+def test_name_that_is_accepted_is_one_line(text: str) -> None:
+    if is_name(text):
+        assert len(text.splitlines()) == 1
+        assert not set(text) & set("\r\n\0")
+
+
+@given(st.sets(NAMES, min_size=1, max_size=5))
+def test_position_takes_any_names_and_gives_them_back(names: set[str]) -> None:
+    positions = dict(zip(sorted(names), range(1, 6), strict=False))
+
+    text = format_position(positions)
+
+    assert set(text) <= SAFE | set(",:")
+    assert parse_position(text) == positions
+
+
+@given(NAMES, st.text(max_size=20).filter(lambda text: text.isprintable()))
+def test_proxy_s_names_break_out_of_no_header(channel: str, user_id: str) -> None:
+    for name in (channel_name(channel), user_channel_name(user_id)):
+        assert set(name) <= SAFE
+    assert set(quote_channel(user_id)) <= SAFE
+
+
+@given(NAMES, NAMES)
+def test_bus_keeps_channels_and_kicks_apart(one: str, other: str) -> None:
+    topic = event_topic(one)
+
+    assert topic != kick_topic()
+    assert topic.removeprefix(event_topic("")) == one
+    assert (topic == event_topic(other)) == (one == other)
+
+
+@given(NAMES, TEXT, TEXT)
+def test_any_event_reaches_a_reader_as_one_event(
+    channel: str, event_type: str, data: str
+) -> None:
+    try:
+        event = _make_event(EventSpec(channel, event_type, data, json_encode=False))
+    except InvalidEventError:
+        return
+    position = format_position({channel: 7})
+
+    text = sse.encode_event(event.type, event.data, position)
+
+    assert "\r" not in text
+    [message] = Parser().feed(text.encode())
+    lines = event.data.replace("\r\n", "\n").replace("\r", "\n")
+    assert message == Message(event.type, lines, position)
+    assert message.type not in RESERVED_TYPES
+
+
+@given(NAMES, TEXT, TEXT)
+def test_proxy_expands_nothing_that_was_sent(
+    channel: str, event_type: str, data: str
+) -> None:
+    try:
+        event = _make_event(EventSpec(channel, event_type, data, json_encode=False))
+    except InvalidEventError:
+        return
+    row = OutboxRow(1, 1, EventKind.EVENT, channel, 7, event.type, event.data, "")
+
+    item = event_item(row)
+
+    content = item["http-stream"]["content"]
+    position = format_position({channel: 7})
+    expected = sse.encode_event(event.type, event.data, position)
+    assert expand(content, position) == expected
+
+
+@given(st.lists(st.text(min_size=1, max_size=10), min_size=1, max_size=4))
+def test_error_that_names_channels_is_one_event(channels: list[str]) -> None:
+    text = sse.encode_error("forbidden", ", ".join(channels), {"channels": channels})
+
+    [message] = Parser().feed(text.encode())
+    assert (message.type, message.id) == ("stream-error", "error")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        OutboxRow(1, 1, EventKind.EVENT, "a", 1, "message", "s3cret", ""),
+        LogEvent(1, "message", "s3cret", ""),
+        Item("a", b"s3cret"),
+        EventSpec("a", "message", "s3cret"),
+    ],
+)
+def test_what_carries_data_does_not_show_it(value: object) -> None:
+    assert "s3cret" not in f"{value!r} {value}"
