@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from asgiref.sync import async_to_sync
@@ -35,7 +35,7 @@ class InitialState:
         json_encode: Whether to encode the data as JSON.
     """
 
-    data: Any
+    data: Any = field(repr=False)  # logs and error pages must not show it
     event_type: str = "initial-state"
     json_encode: bool = True
 

@@ -196,7 +196,7 @@ def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
     return Reader(tuple(channels), user_id, positions), bool(rest)
 
 
-@sensitive_variables("parts")
+@sensitive_variables("parts", "states", "first", "body")
 def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     """Return what follows the reader's positions, and where that leaves it.
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventstream import sse
-from eventstream.api import RESERVED_TYPES, EventSpec, _make_event, check_channel
+from eventstream.api import RESERVED_TYPES, EventSpec, check_channel, make_event
 from eventstream.exceptions import InvalidEventError
 from eventstream.models import EventKind
 from eventstream.positions import format_position, parse_position, quote_channel
@@ -98,7 +98,7 @@ def test_any_event_reaches_a_reader_as_one_event(
     channel: str, event_type: str, data: str
 ) -> None:
     try:
-        event = _make_event(EventSpec(channel, event_type, data, json_encode=False))
+        event = make_event(EventSpec(channel, event_type, data, json_encode=False))
     except InvalidEventError:
         return
     position = format_position({channel: 7})
@@ -117,7 +117,7 @@ def test_proxy_expands_nothing_that_was_sent(
     channel: str, event_type: str, data: str
 ) -> None:
     try:
-        event = _make_event(EventSpec(channel, event_type, data, json_encode=False))
+        event = make_event(EventSpec(channel, event_type, data, json_encode=False))
     except InvalidEventError:
         return
     row = OutboxRow(1, 1, EventKind.EVENT, channel, 7, event.type, event.data, "")

@@ -64,3 +64,14 @@ def test_largest_id_is_taken() -> None:
 def test_stream_that_ended_in_an_error_cannot_be_resumed() -> None:
     with pytest.raises(ResumeNotAllowedError):
         parse_position("error")
+
+
+@pytest.mark.parametrize("length", [65_536, 65_537])
+def test_longest_position_is_longer_than_any_header(length: int) -> None:
+    text = "c" * (length - 2) + ":1"
+
+    if length == 65_536:
+        assert parse_position(text)
+        return
+    with pytest.raises(InvalidPositionError, match="65,537 characters"):
+        parse_position(text)
