@@ -25,6 +25,10 @@ demo-check: $(STAMP) ## the same unattended: send events, check that each arrive
 system: $(STAMP) # what the tests need and pip does not have
 	@command -v pushpin >/dev/null || sh deploy/apt.sh pushpin
 	@command -v chromium >/dev/null || sh deploy/apt.sh chromium
+	@test -x /usr/sbin/pgbouncer || sh deploy/apt.sh pgbouncer
+	@test -x /usr/sbin/rabbitmq-server || sh deploy/apt.sh rabbitmq-server
+	@test -x /usr/sbin/nginx || sh deploy/apt.sh nginx-light
+	@test -x /usr/sbin/ip || test -x /sbin/ip || sh deploy/apt.sh iproute2
 
 test: system ## the whole suite, on real servers that it starts itself; ARGS for pytest
 	$(BIN)/python -m pytest $(ARGS)

@@ -24,4 +24,4 @@ if [ ! -e $policy ]; then
 fi
 trap '[ -z "$made_policy" ] || $as_root rm -f $policy' EXIT
 $as_root apt-get -qq update
-$as_root apt-get -qq install -y --no-install-recommends "$@" >/dev/null
+$as_root apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@" >/dev/null

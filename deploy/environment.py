@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -77,3 +78,73 @@ def parse_database_url(url: str, *, base: Path) -> dict[str, Any]:
     raise ImproperlyConfigured(
         f"DATABASE_URL has the scheme {parts.scheme!r}; use postgres:// or sqlite:///."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Redis:
+    """How one Redis or Valkey is reached, by the bus and by Celery.
+
+    Attributes:
+        bus: EVENTSTREAM_REDIS; None where there is no bus.
+        broker: CELERY_BROKER_URL.
+        broker_options: What its transport needs to know besides.
+    """
+
+    bus: str | dict[str, Any] | None
+    broker: str
+    broker_options: dict[str, object]
+
+
+def parse_redis(url: str, sentinels: list[str], master: str) -> Redis:
+    """Return how Redis is reached, directly or by asking Sentinels where it is.
+
+    Raises:
+        ImproperlyConfigured: A Sentinel is not given as host:port.
+    """
+    if not sentinels:
+        return Redis(url or None, url or "redis://127.0.0.1:6379/0", {})
+    parts = urlsplit(url)
+    password = unquote(parts.password or "")
+    number = int(parts.path.strip("/") or 0)
+    addresses = []
+    for sentinel in sentinels:
+        host, _, port = sentinel.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ImproperlyConfigured(
+                f"REDIS_SENTINELS has {sentinel!r}; give each as host:port."
+            )
+        addresses.append((host, int(port)))
+    bus: dict[str, Any] = {"sentinels": addresses, "service_name": master, "db": number}
+    if password:
+        bus["password"] = password
+    login = f":{quote(password, safe='')}@" if password else ""
+    broker = ";".join(
+        f"sentinel://{login}{host}:{port}/{number}" for host, port in addresses
+    )
+    return Redis(bus, broker, {"master_name": master})
+
+
+def refuse_insecure(secret: str, hosts: list[str], grip_urls: list[str]) -> None:
+    """Stop a process that would serve strangers with a guessable key.
+
+    Raises:
+        ImproperlyConfigured: Something is missing, with all that is.
+    """
+    problems = []
+    if len(secret) < 50 or len(set(secret)) < 5 or "insecure" in secret:
+        problems.append(
+            "SECRET_KEY must be 50 random characters or more: "
+            "python -c 'import secrets; print(secrets.token_urlsafe(50))'"
+        )
+    if not hosts or "*" in hosts:
+        problems.append("ALLOWED_HOSTS must name the hosts that are served, not '*'")
+    for url in grip_urls:
+        key = parse_qs(urlsplit(url).query).get("key", [""])[0]
+        if len(key) < 32:
+            problems.append(
+                f"GRIP_URL of {urlsplit(url).netloc} must have ?key=, 32 random "
+                "characters or more (or GRIP_VERIFY=0, where nobody but the proxy can "
+                "reach this process)"
+            )
+    if problems:
+        raise ImproperlyConfigured("; ".join([*problems, "or DEBUG=1, to develop"]))

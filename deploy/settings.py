@@ -1,15 +1,24 @@
 """The project's settings, all from the environment.
 
-SECRET_KEY             required unless DEBUG
+SECRET_KEY             required unless DEBUG: 50 random characters
 DEBUG                  1 or 0, default 0
-ALLOWED_HOSTS          comma-separated; with DEBUG also localhost
+ALLOWED_HOSTS          comma-separated, required unless DEBUG; with DEBUG also localhost
 CSRF_TRUSTED_ORIGINS   comma-separated, such as https://example.com
 HTTPS                  1 behind a proxy that ends TLS and sets X-Forwarded-Proto
 DATABASE_URL           postgres://… or sqlite:///file, default sqlite:///var/demo.sqlite3
-REDIS_URL              Redis or Valkey: Celery's broker, and the bus of direct streams
+PGBOUNCER              1: the database is reached through a pooler in transaction mode
+REDIS_URL              Redis or Valkey: Celery's broker, and the bus of direct streams;
+                       with REDIS_SENTINELS only its password and number of database
+REDIS_SENTINELS        host:port of each Sentinel, comma-separated
+REDIS_SENTINEL_MASTER  name that they know the server by, default eventstream
+BROKER_URL             another broker than Redis, such as amqp://user:password@host//
 REDIS_PREFIX           names used there, so that projects can share a server
 GRIP_URL               http://127.0.0.1:5561/?key=…: publish to Pushpin, and check with
-                       the key that streams come from it (GRIP_VERIFY=0: do not check)
+                       the key that streams come from it (GRIP_VERIFY=0: do not check);
+                       one for each proxy, with spaces between them
+TRUSTED_PROXIES        how many proxies in front append to X-Forwarded-For, default 0
+DRAIN_SECONDS          over which streams end at SIGTERM, default 2; less than the limit
+                       of the server, --timeout-graceful-shutdown
 STATIC_ROOT            where collectstatic collects, default var/static
 SERVE_STATIC           1: the ASGI app serves static files itself, default DEBUG
 LOG_LEVEL              of eventstream and eventstream_tasks, default INFO
@@ -21,20 +30,28 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from django.core.exceptions import ImproperlyConfigured
+from gripcontrol import parse_grip_uri
 
-from deploy.environment import get_bool, get_list, parse_database_url
+from deploy.environment import (
+    get_bool,
+    get_list,
+    parse_database_url,
+    parse_redis,
+    refuse_insecure,
+)
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = get_bool("DEBUG")
 SECRET_KEY = os.environ.get("SECRET_KEY", "")
-if not SECRET_KEY:
-    if not DEBUG:
-        raise ImproperlyConfigured("Set SECRET_KEY, or DEBUG=1 for development.")
-    SECRET_KEY = "insecure-and-only-for-development-0123456789abcdef"  # noqa: S105
-
 ALLOWED_HOSTS = get_list("ALLOWED_HOSTS")
+GRIP_URLS = os.environ.get("GRIP_URL", "").split()
+GRIP_VERIFY = get_bool("GRIP_VERIFY", default=True)
+if DEBUG:
+    SECRET_KEY = SECRET_KEY or "insecure-and-only-for-development-0123456789abcdef"
+else:
+    refuse_insecure(SECRET_KEY, ALLOWED_HOSTS, GRIP_URLS if GRIP_VERIFY else [])
+
 CSRF_TRUSTED_ORIGINS = get_list("CSRF_TRUSTED_ORIGINS")
 if get_bool("HTTPS"):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
@@ -87,6 +104,9 @@ DATABASES = {
         os.environ.get("DATABASE_URL") or "sqlite:///var/demo.sqlite3", base=BASE_DIR
     )
 }
+if get_bool("PGBOUNCER"):
+    # A cursor of the server would outlive the transaction, and with it the connection.
+    DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 
@@ -106,28 +126,37 @@ SERVE_STATIC = get_bool("SERVE_STATIC", default=DEBUG)
 
 # --- eventstream
 
-REDIS_URL = os.environ.get("REDIS_URL") or None
+REDIS = parse_redis(
+    os.environ.get("REDIS_URL", ""),
+    get_list("REDIS_SENTINELS"),
+    os.environ.get("REDIS_SENTINEL_MASTER") or "eventstream",
+)
 REDIS_PREFIX = os.environ.get("REDIS_PREFIX", "")
-EVENTSTREAM_REDIS = REDIS_URL
+EVENTSTREAM_REDIS = REDIS.bus
 EVENTSTREAM_REDIS_PREFIX = f"{REDIS_PREFIX}eventstream:"
+EVENTSTREAM_DRAIN_SECONDS = float(os.environ.get("DRAIN_SECONDS") or 2)
+EVENTSTREAM_TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or 0)
 
-GRIP_URL = os.environ.get("GRIP_URL") or None
-if GRIP_URL and not get_bool("GRIP_VERIFY", default=True):
+if not GRIP_VERIFY:
     # django-grip verifies with any key it finds.
-    GRIP_URL = GRIP_URL.partition("?")[0]
+    GRIP_URLS = [url.partition("?")[0] for url in GRIP_URLS]
+GRIP_PROXIES = [parse_grip_uri(url) for url in GRIP_URLS]
 
 # --- Celery
 
-CELERY_BROKER_URL = REDIS_URL or "redis://127.0.0.1:6379/0"
+CELERY_BROKER_URL = os.environ.get("BROKER_URL") or REDIS.broker
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, object] = {
-    "visibility_timeout": 300,
-    # A killed worker's tasks come back after 10 s rather than 100.
-    "unacked_restore_interval": 10,
-    "unacked_restore_throttle": 1,
-}
-if REDIS_PREFIX:
-    CELERY_BROKER_TRANSPORT_OPTIONS["global_keyprefix"] = REDIS_PREFIX
+CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, object] = {}
+if not os.environ.get("BROKER_URL"):
+    CELERY_BROKER_TRANSPORT_OPTIONS = {
+        **REDIS.broker_options,
+        "visibility_timeout": 300,
+        # A killed worker's tasks come back after 10 s rather than 100.
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
+    }
+    if REDIS_PREFIX:
+        CELERY_BROKER_TRANSPORT_OPTIONS["global_keyprefix"] = REDIS_PREFIX
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 5

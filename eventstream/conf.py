@@ -133,7 +133,7 @@ SETTINGS = [
     Setting("AUTHORIZER_CLASS", None, "Dotted path of an authorizer of release 1.1: a class with can_read_channel(user, channel). Used where no channel manager is set.", _optional(_path)),
     Setting("DISPATCHER", _dispatcher, "Dotted path of the class that wakes the relay on commit. Celery's where eventstream_tasks is installed, else inline.", _path),
     Setting("DATABASES", ["default"], "Database aliases that have an outbox.", _texts),
-    Setting("REDIS", None, "URL, or dict of redis-py's arguments, of the Redis or Valkey that is the bus between the relay and the web processes that hold streams themselves.", _redis),
+    Setting("REDIS", None, "URL, or dict of redis-py's arguments, of the Redis or Valkey that is the bus between the relay and the web processes that hold streams themselves. With Sentinel the dict has sentinels, a list of (host, port), and service_name.", _redis),
     Setting("REDIS_PREFIX", "eventstream:", "Prefix of the names used there, so that several projects can share one server.", _text),
     Setting("PARTITIONS", 16, "Number of partitions. More spread work over more workers; each costs a row and a wake-up.", _integer(1, 4096)),
     Setting("RETENTION", 24 * 3600, "Seconds for which events are kept. A client away for longer gets a stream-reset.", _seconds(60, 10 * 365 * 86400)),

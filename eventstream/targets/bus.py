@@ -8,6 +8,7 @@ from typing import Any
 
 import redis
 import redis.asyncio
+import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -37,21 +38,37 @@ def connect(arguments: dict[str, Any], *, timeout: float) -> redis.Redis:
         "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
     }
-    arguments = dict(arguments)
+    arguments = {**arguments, **limits}
+    if "sentinels" in arguments:
+        sentinels, service = arguments.pop("sentinels"), arguments.pop("service_name")
+        asked = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+            sentinels, sentinel_kwargs=limits, **arguments
+        )
+        client: redis.Redis = asked.master_for(service)  # type: ignore[no-untyped-call]
+        return client
     url = arguments.pop("url", None)
     if url is not None:
-        return redis.Redis.from_url(url, **{**arguments, **limits})
-    return redis.Redis(**{**arguments, **limits})
+        return redis.Redis.from_url(url, **arguments)
+    return redis.Redis(**arguments)
 
 
 def connect_async(arguments: dict[str, Any]) -> redis.asyncio.Redis:
     """Return the hub's client: a mute server is noticed by its health check."""
     limits = {"socket_connect_timeout": 2.0, "health_check_interval": 5}
-    arguments = dict(arguments)
+    arguments = {**arguments, **limits}
+    if "sentinels" in arguments:
+        sentinels, service = arguments.pop("sentinels"), arguments.pop("service_name")
+        asked = redis.asyncio.Sentinel(  # type: ignore[no-untyped-call]
+            sentinels,
+            sentinel_kwargs={"socket_timeout": 2.0, "socket_connect_timeout": 2.0},
+            **arguments,
+        )
+        client: redis.asyncio.Redis = asked.master_for(service)
+        return client
     url = arguments.pop("url", None)
     if url is not None:
-        return redis.asyncio.Redis.from_url(url, **{**arguments, **limits})
-    return redis.asyncio.Redis(**{**arguments, **limits})
+        return redis.asyncio.Redis.from_url(url, **arguments)
+    return redis.asyncio.Redis(**arguments)
 
 
 def decode(payload: bytes) -> list[list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from pathlib import Path
 from types import TracebackType
 
 import redis
@@ -24,8 +25,9 @@ def find_binary() -> str:
 class Valkey:
     """One server without persistence."""
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, port: int | None = None, *, replica_of: int = 0) -> None:
         self.port = port or free_port()
+        self._replica_of = replica_of
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client = redis.Redis(port=self.port, socket_timeout=2)
         self.process = self.start()
@@ -39,6 +41,8 @@ class Valkey:
             "--appendonly": "no",
             "--dir": tempfile.gettempdir(),
         }
+        if self._replica_of:
+            arguments["--replicaof"] = f"127.0.0.1 {self._replica_of}"
         argv = [find_binary(), *[part for pair in arguments.items() for part in pair]]
         self.process = Process(argv)
         self.process.wait_until(self._is_ready, "Valkey answers")
@@ -61,3 +65,48 @@ class Valkey:
     ) -> None:
         self.client.close()
         self.process.stop()
+
+
+class Sentinel:
+    """Watches one server and its replica, and makes the latter the server if need be."""
+
+    NAME = "eventstream"
+
+    def __init__(self, master: Valkey) -> None:
+        self.port = free_port()
+        self._directory = tempfile.TemporaryDirectory(prefix="es-sentinel-")
+        path = Path(self._directory.name) / "sentinel.conf"
+        path.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self._directory.name}\n"
+            f"sentinel monitor {self.NAME} 127.0.0.1 {master.port} 1\n"
+            f"sentinel down-after-milliseconds {self.NAME} 500\n"
+            f"sentinel failover-timeout {self.NAME} 3000\n"
+        )
+        self.client = redis.Redis(port=self.port, socket_timeout=2)
+        self.process = Process([find_binary(), str(path), "--sentinel"])
+        self.process.wait_until(
+            lambda: self._answers() and self.replica_count(),
+            "Sentinel sees the replica",
+        )
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except redis.RedisError:
+            return False
+
+    def replica_count(self) -> int:
+        replicas = self.client.execute_command("SENTINEL", "REPLICAS", self.NAME)
+        return len(replicas)
+
+    def master_port(self) -> int:
+        """Return where the server is now."""
+        answer = self.client.execute_command(
+            "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME
+        )
+        return int(answer[1])
+
+    def close(self) -> None:
+        self.client.close()
+        self.process.stop()
+        self._directory.cleanup()

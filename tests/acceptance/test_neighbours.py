@@ -1,0 +1,95 @@
+"""The servers that an installation may have beside Redis and PostgreSQL themselves."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, closing
+
+import pytest
+
+from tests.support.pgbouncer import PgBouncer
+from tests.support.postgres import postgres
+from tests.support.processes import wait_for
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.sse import Stream, numbers
+from tests.support.stack import running
+from tests.support.valkey import Sentinel, Valkey
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_rabbitmq_carries_the_tasks_and_redis_stays_the_bus() -> None:
+    with closing(RabbitMQ()) as rabbitmq:
+        settings = {
+            "CELERY_BROKER_URL": rabbitmq.url,
+            "CELERY_BROKER_TRANSPORT_OPTIONS": {},
+        }
+        with running(env={"ES_SET": json.dumps(settings)}) as stack:
+            with Stream(f"{stack.url}/events/?channel=orders").open() as stream:
+                for count in range(20):
+                    stack.send("orders")
+                    # At once: neither the sweep nor the hub's look at the log.
+                    assert list(numbers([stream.next(timeout=4)])) == [count + 1]
+            worker, web = stack.worker, stack.web
+            assert worker is not None
+            assert web is not None
+            assert "amqp://guest:**@127.0.0.1" in worker.output()
+            assert "takes no wake-up" not in web.output()
+
+
+def test_pgbouncer_in_transaction_mode_between_all_and_the_database() -> None:
+    with postgres() as server, closing(PgBouncer(server.port)) as pooler:
+        database = pooler.url_of(server.create_database("pooled"))
+        with running(database_url=database, beat=True) as stack:
+            with Stream(f"{stack.url}/events/?channel=orders").open() as stream:
+                stack.send("orders", 50)
+                assert list(numbers(stream.take(50))) == list(range(1, 51))
+                pooler.process.kill()
+                pooler.start()
+                stack.send("orders", 50)
+                assert list(numbers(stream.take(50, timeout=30))) == list(
+                    range(51, 101)
+                )
+            late = Stream(
+                f"{stack.url}/events/?channel=orders", last_event_id="orders:0"
+            )
+            with late.open():
+                assert list(numbers(late.take(100))) == list(range(1, 101))
+
+
+def test_sentinel_promotes_the_replica_and_every_event_arrives() -> None:
+    with ExitStack() as exits:
+        master = exits.enter_context(Valkey())
+        replica = exits.enter_context(Valkey(replica_of=master.port))
+        sentinel = exits.enter_context(closing(Sentinel(master)))
+        settings = {
+            "EVENTSTREAM_REDIS": {
+                "sentinels": [["127.0.0.1", sentinel.port]],
+                "service_name": Sentinel.NAME,
+            },
+            "EVENTSTREAM_DISPATCHER": "eventstream_tasks.dispatch.CeleryDispatcher",
+            "CELERY_BROKER_URL": f"sentinel://127.0.0.1:{sentinel.port}/0",
+            "CELERY_BROKER_TRANSPORT_OPTIONS": {"master_name": Sentinel.NAME},
+        }
+        env = {"ES_SET": json.dumps(settings)}
+        stack = exits.enter_context(running(with_valkey=False, env=env))
+        stream = exits.enter_context(Stream(f"{stack.url}/events/?channel=orders"))
+        stream.open()
+        stack.send("orders", 10)
+        assert list(numbers(stream.take(10))) == list(range(1, 11))
+
+        master.process.kill()
+        stack.send("orders", 10)
+        wait_for(
+            lambda: sentinel.master_port() == replica.port,
+            "the replica is promoted",
+            timeout=30,
+        )
+        assert list(numbers(stream.take(10, timeout=40))) == list(range(11, 21))
+        wait_for(
+            lambda: replica.client.pubsub_numsub("eventstream:events:orders")[0][1],
+            "the hub has found the new server",
+            timeout=40,
+        )
+        stack.send("orders", 10)
+        assert list(numbers(stream.take(10, timeout=40))) == list(range(21, 31))

@@ -1,0 +1,92 @@
+"""The concrete project's settings, from nothing but the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from deploy.environment import parse_redis
+from tests.support.processes import ROOT
+
+SECRET = "0123456789abcdefghijklmnopqrstuvwxyz-0123456789-ABCDE"
+SAFE = {"SECRET_KEY": SECRET, "ALLOWED_HOSTS": "example.com"}
+KEY = "k" * 16 + "0123456789abcdef"
+
+
+def load(names: str = "DEBUG", **env: str) -> subprocess.CompletedProcess[str]:
+    """Load deploy.settings in a process of its own, and print some as JSON."""
+    code = (
+        "import json; from deploy import settings as s; "
+        f"print(json.dumps([getattr(s, n) for n in '{names}'.split()]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        env={"PATH": os.environ["PATH"], **env}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        ({"SECRET_KEY": ""}, "SECRET_KEY must be 50 random"),
+        ({"SECRET_KEY": "short"}, "SECRET_KEY must be 50 random"),
+        ({"SECRET_KEY": "a" * 60}, "SECRET_KEY must be 50 random"),
+        ({"ALLOWED_HOSTS": ""}, "ALLOWED_HOSTS must name"),
+        ({"ALLOWED_HOSTS": "*"}, "ALLOWED_HOSTS must name"),
+        ({"GRIP_URL": "http://proxy:5561/"}, "GRIP_URL of proxy:5561 must have"),
+        ({"GRIP_URL": "http://proxy:5561/?key=changeme"}, "GRIP_URL of proxy:5561"),
+        ({"DEBUG": "perhaps"}, "DEBUG='perhaps': set it to 1 or 0"),
+    ],
+)
+def test_insecure_start_is_refused_with_what_to_do(
+    env: dict[str, str], text: str
+) -> None:
+    done = load(**{**SAFE, **env})
+
+    assert done.returncode != 0
+    assert text in done.stderr.splitlines()[-1]
+
+
+def test_secure_start_is_not() -> None:
+    done = load(
+        "DEBUG GRIP_PROXIES CELERY_BROKER_URL EVENTSTREAM_REDIS",
+        **SAFE,
+        GRIP_URL=f"http://one:5561/?key={KEY} http://two:5561/?key={KEY}",
+        REDIS_URL="redis://valkey/0",
+        BROKER_URL="amqp://rabbit//",
+    )
+
+    assert done.returncode == 0, done.stderr
+    debug, proxies, broker, bus = json.loads(done.stdout)
+    assert not debug
+    assert [proxy["control_uri"] for proxy in proxies] == [
+        "http://one:5561", "http://two:5561"
+    ]  # fmt: skip
+    assert (broker, bus) == ("amqp://rabbit//", "redis://valkey/0")
+
+
+def test_development_needs_nothing() -> None:
+    assert load(DEBUG="1").returncode == 0
+
+
+def test_sentinels_are_asked_by_bus_and_broker() -> None:
+    found = parse_redis("redis://:p%40ss@ignored/3", ["a:26379", "b:26380"], "main")
+
+    assert found.bus == {
+        "sentinels": [("a", 26379), ("b", 26380)],
+        "service_name": "main",
+        "db": 3,
+        "password": "p@ss",
+    }
+    assert found.broker == ("sentinel://:p%40ss@a:26379/3;sentinel://:p%40ss@b:26380/3")
+    assert found.broker_options == {"master_name": "main"}
+
+
+def test_sentinel_without_port_is_refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="give each as host:port"):
+        parse_redis("", ["a"], "main")
