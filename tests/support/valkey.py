@@ -96,15 +96,17 @@ class Sentinel:
             return False
 
     def replica_count(self) -> int:
-        replicas = self.client.execute_command("SENTINEL", "REPLICAS", self.NAME)
-        return len(replicas)
+        return len(self._ask("REPLICAS"))
 
     def master_port(self) -> int:
         """Return where the server is now."""
-        answer = self.client.execute_command(
-            "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME
+        return int(self._ask("GET-MASTER-ADDR-BY-NAME")[1])
+
+    def _ask(self, question: str) -> list[bytes]:
+        answer: list[bytes] = self.client.execute_command(  # type: ignore[no-untyped-call]
+            "SENTINEL", question, self.NAME
         )
-        return int(answer[1])
+        return answer
 
     def close(self) -> None:
         self.client.close()
