@@ -28,6 +28,8 @@ system: $(STAMP) # what the tests need and pip does not have
 	@test -x /usr/sbin/pgbouncer || sh deploy/apt.sh pgbouncer
 	@test -x /usr/sbin/rabbitmq-server || sh deploy/apt.sh rabbitmq-server
 	@test -x /usr/sbin/nginx || sh deploy/apt.sh nginx-light
+	@command -v kubectl >/dev/null || sh deploy/apt.sh kubernetes-client
+	@command -v curl >/dev/null || sh deploy/apt.sh curl
 	@test -x /usr/sbin/ip || test -x /sbin/ip || sh deploy/apt.sh iproute2
 
 test: system ## the whole suite, on real servers that it starts itself; ARGS for pytest

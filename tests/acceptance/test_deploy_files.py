@@ -1,0 +1,296 @@
+"""What deploy/ ships, read by the tools that read it in production, and streams through it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.processes import ROOT, Process, free_port, is_listening
+from tests.support.sse import Stream, numbers
+from tests.support.stack import Stack, running
+
+DEPLOY = ROOT / "deploy"
+BIN = Path(sys.executable).parent
+
+
+def run(*argv: str | Path, cwd: Path = ROOT) -> str:
+    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def find(name: str, package: str) -> str:
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    assert path, f"{name} is missing: apt-get install {package}"
+    return path
+
+
+# --- containers
+
+
+def test_dockerfile_is_clean() -> None:
+    assert run(BIN / "hadolint", DEPLOY / "docker/Dockerfile") == ""
+
+
+def test_image_has_what_it_copies_and_no_more() -> None:
+    """.dockerignore lets through what COPY names."""
+    text = (DEPLOY / "docker/Dockerfile").read_text()
+    copied = {
+        name
+        for line in text.splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for name in line.split()[1:-1]
+    }
+    let_through = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+
+    assert let_through == copied
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_compose_file_follows_the_specification() -> None:
+    run(
+        BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec",
+        DEPLOY / "compose.yaml",
+    )  # fmt: skip
+
+
+def test_compose_services_wait_for_the_healthy() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    services = compose["services"]
+    named = {
+        line.partition("=")[0]
+        for line in (DEPLOY / "example.env").read_text().splitlines()
+        if "=" in line and not line.startswith("#")
+    }
+
+    for name, service in services.items():
+        depends = service.get("depends_on", {})
+        assert set(depends) <= set(services), name
+        for other in depends:
+            is_plain = isinstance(depends, list)
+            if not is_plain and depends[other]["condition"] == "service_healthy":
+                assert "healthcheck" in services[other], (name, other)
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            is_path = source.startswith((".", "$"))
+            assert is_path or source in compose["volumes"], (name, volume)
+    used = {
+        part.split("}")[0].split(":")[0]
+        for part in (DEPLOY / "compose.yaml").read_text().split("${")[1:]
+    }
+    assert used == named
+    assert services["beat"]["deploy"]["replicas"] == 1
+
+
+# --- Kubernetes
+
+
+@pytest.fixture(scope="module")
+def manifests() -> list[dict[str, Any]]:
+    kubectl = find("kubectl", "kubernetes-client")
+    text = run(kubectl, "kustomize", str(DEPLOY / "kubernetes"))
+    return [item for item in yaml.safe_load_all(text) if item]
+
+
+def of(manifests: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {m["metadata"]["name"]: m for m in manifests if m["kind"] == kind}
+
+
+def test_manifests_follow_the_schemas_of_kubernetes(
+    manifests: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "all.yaml"
+    path.write_text(yaml.safe_dump_all(manifests))
+    for version in ("1.29", "1.37"):
+        run(BIN / "kubernetes-validate", "--strict", "-k", version, path)
+
+
+def test_there_is_exactly_one_beat_and_budgets_for_the_rest(
+    manifests: list[dict[str, Any]],
+) -> None:
+    deployments = of(manifests, "Deployment")
+    budgets = of(manifests, "PodDisruptionBudget")
+    scalers = of(manifests, "HorizontalPodAutoscaler")
+
+    assert deployments["beat"]["spec"]["replicas"] == 1
+    assert deployments["beat"]["spec"]["strategy"] == {"type": "Recreate"}
+    assert set(budgets) == {"web", "worker", "pushpin"}
+    assert set(scalers) == {
+        "web",
+        "worker",
+    }  # of Pushpin there are as many as are named
+    assert "replicas" not in deployments["web"]["spec"]
+
+
+def test_streams_have_time_to_end(manifests: list[dict[str, Any]]) -> None:
+    """DRAIN_SECONDS < uvicorn's limit < what Kubernetes grants after preStop."""
+    pod = of(manifests, "Deployment")["web"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    settings = of(manifests, "ConfigMap")["eventstream"]["data"]
+    dockerfile = (DEPLOY / "docker/Dockerfile").read_text()
+    limit = int(dockerfile.split('--timeout-graceful-shutdown", "')[1].split('"')[0])
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+
+    assert float(settings["DRAIN_SECONDS"]) < limit
+    assert pause + limit < pod["terminationGracePeriodSeconds"]
+
+
+def test_every_pushpin_is_published_to(manifests: list[dict[str, Any]]) -> None:
+    count = of(manifests, "StatefulSet")["pushpin"]["spec"]["replicas"]
+    expected = {f"pushpin-{n}.pushpin:5561" for n in range(count)}
+
+    for name in ("web", "worker", "beat"):
+        pod = of(manifests, "Deployment")[name]["spec"]["template"]["spec"]
+        env = {e["name"]: e.get("value", "") for e in pod["containers"][0]["env"]}
+        hosts = {url.split("/")[2] for url in env["GRIP_URL"].split()}
+        assert hosts == expected, name
+
+
+# --- systemd
+
+
+@pytest.mark.parametrize("unit", ["web", "worker", "beat", "pushpin"])
+def test_systemd_takes_the_unit(unit: str, tmp_path: Path) -> None:
+    analyze = find("systemd-analyze", "systemd")
+    text = (DEPLOY / f"systemd/eventstream-{unit}.service").read_text()
+    # Programs are looked for where they will be; here any that exists does.
+    path = tmp_path / f"eventstream-{unit}.service"
+    [command] = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+    program = command.removeprefix("ExecStart=").split()[0]
+    path.write_text(text.replace(program, "/bin/true"))
+
+    # For this unit alone: the machine's own may have faults.
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [line for line in done.stderr.splitlines() if path.name in line] == []
+    assert (BIN / Path(program).name).exists()
+
+
+# --- in front
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with running(with_pushpin=True) as stack:
+        yield stack
+
+
+def nginx_config(directory: Path, stack: Stack, port: int, plain: int) -> Path:
+    """Return the shipped file with addresses of this machine."""
+    assert stack.pushpin is not None
+    run(
+        find("openssl", "openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes",
+        "-subj", "/CN=localhost", "-days", "1",
+        "-keyout", directory / "privkey.pem", "-out", directory / "fullchain.pem",
+    )  # fmt: skip
+    text = (DEPLOY / "nginx/nginx.conf").read_text()
+    for old, new in {
+        "web:8000": f"127.0.0.1:{stack.web_port}",
+        "pushpin:7999": f"127.0.0.1:{stack.pushpin.port}",
+        "listen 443": f"listen 127.0.0.1:{port}",
+        "listen 80": f"listen 127.0.0.1:{plain}",
+        "/etc/nginx/tls": str(directory),
+        "/tmp/nginx.pid": str(directory / "pid"),
+        "worker_rlimit_nofile 120000": "worker_rlimit_nofile 4096",
+        "worker_connections 50000": "worker_connections 1000",
+    }.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    path = directory / "nginx.conf"
+    path.write_text(text)
+    return path
+
+
+def test_stream_through_nginx_by_http2_is_not_buffered(
+    stack: Stack, tmp_path: Path
+) -> None:
+    nginx = find("nginx", "nginx-light")
+    port, plain = free_port(), free_port()
+    config = nginx_config(tmp_path, stack, port, plain)
+    run(nginx, "-t", "-q", "-c", config)
+    origin = f"https://127.0.0.1:{port}"
+    curl = [find("curl", "curl"), "-sk", "--http2"]
+
+    with Process([nginx, "-c", str(config), "-g", "daemon off;"]) as process:
+        process.wait_until(lambda: is_listening(port), "nginx listens")
+        argv = [*curl, "-N", "-i", f"{origin}/events/?channel=nginx"]
+        with Process(argv) as client:
+            client.wait_until(
+                lambda: "stream-open" in client.output(), "the stream opens"
+            )
+            for count in range(1, 6):
+                sent = time.monotonic()
+                stack.send("nginx")
+                client.wait_until(
+                    lambda count=count: f"id: nginx:{count}\n" in client.output(),  # type: ignore[misc]
+                    "the event comes at once",
+                    timeout=5,
+                )
+                assert time.monotonic() - sent < 5
+            head = client.output().split("\r\n\r\n")[0]
+            assert head.startswith("HTTP/2 200")
+
+        def status(path: str, *options: str) -> str:
+            return run(
+                *curl, "-o", "/dev/null", "-w", "%{http_code}", *options, origin + path
+            )
+
+        assert status("/events/next/x/") == "404"
+        assert status("/events/health/ready") == "404"
+        assert status("/metrics") == "404"
+        moved = run(*curl, "-i", f"http://127.0.0.1:{plain}/a?b=c")
+        assert "location: https://127.0.0.1/a?b=c" in moved.lower()
+
+
+def test_stream_through_caddy_is_not_buffered(stack: Stack, tmp_path: Path) -> None:
+    assert stack.pushpin is not None
+    caddy = BIN / "caddy"
+    port = free_port()
+    env = {
+        "SITE": f"http://127.0.0.1:{port}",
+        "WEB": f"127.0.0.1:{stack.web_port}",
+        "STREAMS": f"127.0.0.1:{stack.pushpin.port}",
+        "XDG_DATA_HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path),
+    }
+    config = tmp_path / "Caddyfile"
+    # Its admin port is one for the machine.
+    shipped = (DEPLOY / "caddy/Caddyfile").read_text()
+    config.write_text("{\n\tadmin off\n}\n" + shipped)
+    run(
+        caddy,
+        "validate",
+        "--adapter",
+        "caddyfile",
+        "--config",
+        DEPLOY / "caddy/Caddyfile",
+    )
+    assert run(caddy, "fmt", DEPLOY / "caddy/Caddyfile") == shipped
+
+    argv = [str(caddy), "run", "--adapter", "caddyfile", "--config", str(config)]
+    with Process(argv, env=env) as process:
+        process.wait_until(lambda: is_listening(port), "Caddy listens")
+        url = f"http://127.0.0.1:{port}/events/"
+        with Stream(f"{url}?channel=caddy").open() as stream:
+            for count in range(1, 6):
+                stack.send("caddy")
+                assert list(numbers([stream.next(timeout=5)])) == [count]
+        for path in ("next/x/", "health/ready"):
+            with Stream(url + path) as answer:
+                assert answer.status == 404
