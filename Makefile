@@ -31,6 +31,7 @@ system: $(STAMP) # what the tests need and pip does not have
 	@command -v kubectl >/dev/null || sh deploy/apt.sh kubernetes-client
 	@command -v curl >/dev/null || sh deploy/apt.sh curl
 	@test -x /usr/sbin/ip || test -x /sbin/ip || sh deploy/apt.sh iproute2
+	@command -v promtool >/dev/null || sh deploy/apt.sh prometheus
 
 test: system ## the whole suite, on real servers that it starts itself; ARGS for pytest
 	$(BIN)/python -m pytest $(ARGS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from django.apps import AppConfig
 
 
 class EventStreamConfig(AppConfig):
-    """Registers the system checks."""
+    """Registers the system checks, and counts if it can."""
 
     name = "eventstream"
     verbose_name = "Event stream"
@@ -14,3 +16,8 @@ class EventStreamConfig(AppConfig):
 
     def ready(self) -> None:
         from eventstream import checks  # noqa: F401, PLC0415  needs the app registry
+
+        if importlib.util.find_spec("prometheus_client") is not None:
+            from eventstream import metrics  # noqa: PLC0415  the extra `metrics`
+
+            metrics.install()

@@ -33,7 +33,7 @@ import redis
 import redis.asyncio
 from django.db import InterfaceError, OperationalError, connections
 
-from eventstream import conf, draining, sse
+from eventstream import conf, draining, instruments, sse
 from eventstream.channelmanager import (
     asks_permissions,
     check_permission,
@@ -46,6 +46,7 @@ from eventstream.initial import (
     has_initial_states,
     read_initial_states,
 )
+from eventstream.latency import Sampler, measure
 from eventstream.limits import counts
 from eventstream.positions import format_position, quote_channel
 from eventstream.reading import Reader, number_stale
@@ -294,6 +295,7 @@ class Hub:
         self._checked_at = time.monotonic()
         self._name = holder_name()
         self._reported_at = 0.0
+        self._sampler = Sampler()
         self._asking: asyncio.Task[None] | None = None
         self._is_ending = False
         self.is_closed = False
@@ -335,9 +337,14 @@ class Hub:
             if not subscriber.error:
                 opening += self._encode_beginnings(subscriber, beginnings)
             yield opening.encode()
+            is_live = False
             while True:
                 await subscriber.wait_until_checked()
                 chunk, behind = subscriber.collect()
+                is_sample = bool(chunk) and not behind and self._sampler.is_next()
+                if behind and is_live:
+                    instruments.active.overflow()
+                is_live = not behind
                 if behind:
                     chunk += await self._catch_up(subscriber, behind)
                     await subscriber.wait_until_checked()
@@ -351,6 +358,8 @@ class Hub:
                 if chunk:
                     yield chunk
                     subscriber.written_at = time.monotonic()
+                if is_sample:
+                    self._take_sample(subscriber)
                 if subscriber.is_leaving:
                     yield sse.FAREWELL.encode()
                     return
@@ -379,6 +388,7 @@ class Hub:
         self, subscriber: Subscriber, states: list[ChannelState]
     ) -> bytes:
         """Read one page of each channel from the log, and move the position behind it."""
+        instruments.active.catch_up("hub")
         logs = [
             (state, await self._read_log(state, subscriber.places[state.name]))
             for state in states
@@ -392,6 +402,7 @@ class Hub:
                     self._fill(state, log.last_eid)
                     await self._filled(state)
         if lost:
+            instruments.active.reset("hub")
             beginnings = await self._begin(subscriber, lost)
             # Before any event: the ids of those pass over what was lost.
             names = [state.name for state in lost]
@@ -602,6 +613,7 @@ class Hub:
 
     def receive_kick(self, channel: str, user_id: str) -> None:
         """Take a withdrawn permission: what follows it is not for the user any more."""
+        instruments.active.kick()
         self._kicks[channel, user_id] = time.monotonic()
         state = self._states.get(channel)
         if state is None:
@@ -769,6 +781,19 @@ class Hub:
             report, self._name, stream_count=stream_count, channel_count=channel_count
         )
         await self._in_thread(call)
+        deliveries = self._sampler.drain()
+        if deliveries and instruments.active.is_enabled:
+            for seconds in await self._in_thread(
+                functools.partial(measure, deliveries)
+            ):
+                instruments.active.delivered(seconds)
+
+    def _take_sample(self, subscriber: Subscriber) -> None:
+        """Note when this reader got the newest event of one of its channels."""
+        for state in subscriber.states:
+            if state.is_reliable and state.tail:
+                self._sampler.take(state.alias, state.name, state.tail[-1].place)
+                return
 
     async def close(self) -> None:
         """Stop: nobody reads any more. Whoever comes next gets a new hub."""

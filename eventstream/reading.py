@@ -14,7 +14,7 @@ from django.core import signing
 from django.db import connections
 from django.views.decorators.debug import sensitive_variables
 
-from eventstream import conf, sse
+from eventstream import conf, instruments, sse
 from eventstream.api import check_channel
 from eventstream.channelmanager import (
     asks_permissions,
@@ -271,12 +271,15 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     now = {name: eid for name, eid in begin.items() if name not in lost}
     first = []
     if lost:
+        instruments.active.reset("proxy")
         now |= {name: positions[name] for name in lost if name not in states}
         first.append(sse.encode_reset(lost, format_position(now)))
     for name, body in states.items():
         if name in heads:
             now[name] = positions[name]
         first.append(encode_initial_state(body, format_position(now)))
+    if parts:
+        instruments.active.catch_up("proxy")
     return Page("".join([*first, *parts]), begin, positions, is_last)
 
 

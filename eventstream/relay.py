@@ -16,6 +16,7 @@ import enum
 import logging
 import random
 import secrets
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from eventstream import conf
+from eventstream import conf, instruments
 from eventstream.channelmanager import may_read
 from eventstream.exceptions import (
     CannotGiveUpError,
@@ -43,6 +44,7 @@ from eventstream.exceptions import (
     PublishRejectedError,
     PublishUnavailableError,
 )
+from eventstream.instruments import failure_kind
 from eventstream.models import (
     Cursor,
     DeadLetter,
@@ -515,7 +517,7 @@ class _Relay:
 
     def _publish(self, rows: Sequence[OutboxRow], items: Sequence[Item]) -> None:
         try:
-            self._target.publish(items)
+            self._attempt(items)
         except PublishRejectedError as error:
             rejected = self._bisect(rows, error)
             if len(rejected) == len(rows):
@@ -526,6 +528,19 @@ class _Relay:
             "Published %s events of partition %s to %s",
             len(rows), self._partition, self._target.name,
         )  # fmt: skip
+
+    def _attempt(self, items: Sequence[Item]) -> None:
+        """Have the target publish, and count what came of it."""
+        started = time.monotonic()
+        outcome = "ok"
+        try:
+            self._target.publish(items)
+        except PublishError as error:
+            outcome = failure_kind(error)
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            instruments.active.attempt(self._target.name, outcome, seconds)
 
     def _check_target(self, error: PublishRejectedError) -> None:
         """See whether the target takes anything at all, before it is said of the events.
@@ -552,7 +567,7 @@ class _Relay:
             self._renew()
             items = [item for row in half for item in self._target.encode(row)]
             try:
-                self._target.publish(items)
+                self._attempt(items)
             except PublishRejectedError as half_error:
                 rejected += self._bisect(half, half_error)
         return rejected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from django.apps import AppConfig, apps
@@ -18,6 +19,9 @@ class EventStreamTasksConfig(AppConfig):
         # The checks, and the tasks: a web process sends them, and nothing else loads them
         # there, for autodiscover_tasks() waits until a worker starts.
         from eventstream_tasks import checks, tasks  # noqa: F401, PLC0415
+
+        if importlib.util.find_spec("prometheus_client") is not None:
+            from eventstream_tasks import worker_metrics  # noqa: F401, PLC0415
 
         if apps.is_installed("django_celery_beat"):
             # post_migrate of the app that owns the table: it exists by then.

@@ -24,6 +24,8 @@ class Options:
         wake_timeout: Seconds that a wake-up may take at most, at each step.
         wake_pause: Seconds for which no wake-up is tried after one failed.
         wake_lifetime: Seconds for which one wake-up stands for all that follow.
+        metrics_port: Port of 127.0.0.1 and the network where each worker shows its
+            metrics to Prometheus; 0 for none.
     """
 
     queue: str = "eventstream"
@@ -34,6 +36,7 @@ class Options:
     wake_timeout: float = 0.5
     wake_pause: float = 5.0
     wake_lifetime: int = 30
+    metrics_port: int = 0
 
 
 @cache

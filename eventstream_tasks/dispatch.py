@@ -22,6 +22,7 @@ from celery import current_app
 from kombu.exceptions import OperationalError as BrokerError
 
 from eventstream import conf as core_conf
+from eventstream import instruments
 from eventstream.dispatch import Dispatcher, DispatchStatus
 from eventstream.relay import NO_TARGET, WakeFlag
 from eventstream.storage import OutboxRow
@@ -47,7 +48,10 @@ class _Circuit:
         with self._lock:
             self.failure_count += 1
             was_open = self.is_open()
-            self._open_until = time.monotonic() + conf.get_options().wake_pause
+            pause = conf.get_options().wake_pause
+            self._open_until = time.monotonic() + pause
+        instruments.active.wake_up("failed")
+        instruments.active.circuit_open_until(time.time() + pause)
         if not was_open:
             logger.warning(
                 "The broker takes no wake-up (%s: %s): none is tried for %s s, the sweep "
@@ -121,6 +125,7 @@ class CeleryDispatcher(Dispatcher):
         for partition in sorted(partitions):
             for name in get_targets() or [NO_TARGET]:
                 if circuit.is_open():
+                    instruments.active.wake_up("skipped")
                     return
                 self._attempt(partial(self._wake, using, partition, name))
 
@@ -152,9 +157,11 @@ class CeleryDispatcher(Dispatcher):
         if flags is not None and not flags.set(
             key, _QUEUED, nx=True, ex=options.wake_lifetime
         ):
+            instruments.active.wake_up("coalesced")
             return  # a task that has not read yet is on its way
         try:
             self._send("eventstream.publish", (using, partition, target))
+            instruments.active.wake_up("sent")
         except BaseException:
             if flags is not None:
                 flags.delete(key)

@@ -10,7 +10,7 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
 
-from eventstream import get_current_event_id, send_event
+from eventstream import get_current_event_id, metrics, send_event
 
 
 def send(request: HttpRequest) -> JsonResponse:
@@ -36,6 +36,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("send/", send),
     path("login/<int:pk>/", log_in),
+    path("metrics", metrics.view),
     path("events/", include("eventstream.urls")),
     path(
         "fixed/",
