@@ -32,6 +32,7 @@ system: $(STAMP) # what the tests need and pip does not have
 	@command -v curl >/dev/null || sh deploy/apt.sh curl
 	@test -x /usr/sbin/ip || test -x /sbin/ip || sh deploy/apt.sh iproute2
 	@command -v promtool >/dev/null || sh deploy/apt.sh prometheus
+	@command -v faketime >/dev/null || sh deploy/apt.sh faketime
 
 test: system ## the whole suite, on real servers that it starts itself; ARGS for pytest
 	$(BIN)/python -m pytest $(ARGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import os
 import signal
 import sys
@@ -20,7 +21,9 @@ class Point(NamedTuple):
     """Where to die.
 
     Attributes:
-        work: What is being done: "send", "relay" or "prune".
+        work: What is being done, and by whom: "send", "relay" and "prune" are done by a
+            process of their own; "wake", "worker", "direct" and "proxied" by a sender, a
+            worker and the web process of an installation.
         module: Where the function is.
         path: Its name, or Class.name.
         is_after: After it returns, rather than before it begins.
@@ -36,6 +39,9 @@ class Point(NamedTuple):
 
 _RELAY = "eventstream.relay"
 _STORAGE = "eventstream.storage"
+_DISPATCH = "eventstream_tasks.dispatch"
+_TASKS = "eventstream_tasks.tasks"
+_HUB = "eventstream.hub"
 
 POINTS = {
     "sender, row written, not committed": Point(
@@ -63,7 +69,33 @@ POINTS = {
     "prune, first batch deleted": Point(
         "prune", _STORAGE, "DjangoModelStorage.prune", True
     ),
+    "dispatcher, flag set, nothing enqueued": Point(
+        "wake", _DISPATCH, "CeleryDispatcher._send", False
+    ),
+    "dispatcher, enqueued": Point("wake", _DISPATCH, "CeleryDispatcher._send", True),
+    "worker, task taken, flag set": Point("worker", _TASKS, "clear_wake_flag", False),
+    "worker, flag cleared, nothing read": Point(
+        "worker", _TASKS, "relay_partition", False
+    ),
+    "worker, published, not confirmed": Point(
+        "worker", _RELAY, "_Relay._publish", True
+    ),
+    "worker, relayed, task not over": Point("worker", _TASKS, "relay_partition", True),
+    "hub, event come by the bus, not taken": Point(
+        "direct", _HUB, "Hub.receive", False
+    ),
+    "hub, event taken, nobody woken": Point("direct", _HUB, "ChannelState.wake", False),
+    "hub, position moved, not written": Point(
+        "direct", _HUB, "Subscriber._encode", True
+    ),
+    "hold, page read, not answered": Point(
+        "proxied", "eventstream.hold", "read_page", True, call=4
+    ),
+    "hold, next link asked, nothing read": Point(
+        "proxied", "eventstream.views", "read_link", False
+    ),
 }
+"""The call of `read_page` is that of a next link: three readers are there by then."""
 
 
 def die_at(point: Point) -> None:
@@ -73,20 +105,26 @@ def die_at(point: Point) -> None:
     for part in outer:
         owner = getattr(owner, part)
     original: Callable[..., Any] = getattr(owner, name)
-    calls = 0
+    calls = itertools.count(1)  # threads may call it at the same time
 
     @functools.wraps(original)
     def dying(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == point.call and not point.is_after:
+        number = next(calls)
+        if number == point.call and not point.is_after:
             os.kill(os.getpid(), signal.SIGKILL)
         result = original(*args, **kwargs)
-        if calls == point.call:
+        if number == point.call:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
     setattr(owner, name, dying)
+
+
+def die_where_told() -> None:
+    """Do so in a web process or a worker, if the environment names a point: ES_DIE."""
+    point = POINTS.get(os.environ.get("ES_DIE", ""))
+    if point is not None:
+        die_at(point)
 
 
 def main() -> None:
@@ -94,7 +132,11 @@ def main() -> None:
     django.setup()
     from django.conf import settings
 
-    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    from tests import celery  # noqa: F401  makes it the current app
+
+    work, name, *rest = sys.argv[1:]
+    if work != "wake":
+        settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
     settings.EVENTSTREAM_BATCH_SIZE = 3
     settings.EVENTSTREAM_LEASE_SECONDS = 1.0
     from django.db import transaction
@@ -102,12 +144,12 @@ def main() -> None:
     from eventstream import EventSpec, jobs, send_events
     from eventstream.relay import relay_all
 
-    work, name, *rest = sys.argv[1:]
     if name:
         die_at(POINTS[name])
-    if work == "send":
+    if work in ("send", "wake"):
         with transaction.atomic():
-            send_events(EventSpec("orders", "message", text) for text in rest)
+            channel = os.environ.get("ES_CHANNEL", "orders")
+            send_events(EventSpec(channel, "message", text) for text in rest)
     elif work == "relay":
         relay_all("default")
     elif work == "prune":

@@ -62,7 +62,8 @@ class FaultProxy:
         self._writers.add(writer)
         upstream: asyncio.StreamWriter | None = None
         try:
-            with contextlib.suppress(OSError):
+            # Cancelled at the end: asyncio would print a traceback for each connection.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 there, upstream = await asyncio.open_connection(
                     "127.0.0.1", self._target
                 )

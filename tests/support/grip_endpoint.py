@@ -1,4 +1,4 @@
-"""A GRIP proxy's publish endpoint that records, refuses or hangs."""
+"""A GRIP proxy's publish endpoint that records, passes on, refuses or hangs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import requests
 
 
 class GripEndpoint:
@@ -17,6 +19,9 @@ class GripEndpoint:
         paths, headers: Of each request, accepted or not.
         status: What it answers; refused when 400 or above.
         hang: While set, it takes requests and does not answer.
+        hang_for: If not "", it hangs only for what has this text in it.
+        poison: If not "", it refuses for good whatever has this text in it.
+        forward: Control URI of a proxy to which it passes on what it accepts.
         is_mute: It takes in what is published, and ends the connection without an answer.
     """
 
@@ -26,6 +31,9 @@ class GripEndpoint:
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.hang = threading.Event()
+        self.hang_for = ""
+        self.poison = ""
+        self.forward = ""
         self.is_mute = False
         self._released = threading.Event()
         endpoint = self
@@ -37,16 +45,22 @@ class GripEndpoint:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 endpoint.paths.append(self.path)
                 endpoint.headers.append(dict(self.headers))
-                if endpoint.hang.is_set():
+                text = body.decode()
+                if endpoint.hang.is_set() and endpoint.hang_for in text:
                     endpoint._released.wait(30)
                     self.close_connection = True
                     return
-                if endpoint.status < 400:
+                status = endpoint.status
+                if endpoint.poison and endpoint.poison in text:
+                    status = 400
+                if status < 400 and endpoint.forward:
+                    status = endpoint._pass_on(self.path, body, dict(self.headers))
+                if status < 400:
                     endpoint.bodies.append(json.loads(body))
                 if endpoint.is_mute:
                     self.close_connection = True
                     return
-                self.send_response(endpoint.status)
+                self.send_response(status)
                 self.send_header("Content-Length", "3")
                 self.end_headers()
                 self.wfile.write(b"ok\n")
@@ -61,6 +75,13 @@ class GripEndpoint:
             target=self._server.serve_forever, args=(0.02,), daemon=True
         )
         self._thread.start()
+
+    def _pass_on(self, path: str, body: bytes, headers: dict[str, str]) -> int:
+        kept = {
+            k: v for k, v in headers.items() if k in ("Authorization", "Content-Type")
+        }
+        answer = requests.post(self.forward + path, body, headers=kept, timeout=5)
+        return answer.status_code
 
     @property
     def items(self) -> list[dict[str, Any]]:

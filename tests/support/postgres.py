@@ -141,9 +141,9 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(*, options: tuple[str, ...] = _FAST) -> Iterator[Postgres]:
     """Give a server for as long as the block lasts."""
-    server = Postgres()
+    server = Postgres(options=options)
     try:
         yield server
     finally:

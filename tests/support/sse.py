@@ -196,6 +196,22 @@ class Reader:
     owner: str = ""
     cookie: str = ""
     is_open: bool = False
+    connected_at: float = 0.0
+    heard_at: float = 0.0
+
+    @property
+    def position(self) -> int:
+        """The last event id that it has, or that a reset gave it."""
+        last = self.ids[-1] if self.ids else 0
+        return self.reset_from.get(len(self.ids), last)
+
+    def state(self) -> str:
+        """Say when it connected and last heard anything, in seconds before now."""
+        now = time.time()
+        return (
+            f"{self.name}: at {self.last_id or 'no id'}, connected {now - self.connected_at:.1f} s "
+            f"ago, heard something {now - self.heard_at:.1f} s ago, {self.reconnects} reconnects"
+        )
 
     def faults(self, first: int, last: int) -> str:
         """Say what differs from the ids first, …, last, "" if nothing does."""
@@ -220,6 +236,7 @@ class Crowd:
         self.readers = [Reader(name) for name in channels]
         self.headers: dict[str, dict[str, str]] = {}
         self.stops_when_refused = False
+        self.began_late = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, *, per_second: int = 400, within: float = 60) -> None:
@@ -271,6 +288,7 @@ class Crowd:
     async def _connect(self, reader: Reader) -> None:
         host, port = self._parts.hostname, self._parts.port
         stream, writer = await asyncio.open_connection(host, port)
+        reader.connected_at = time.time()
         try:
             query = urllib.parse.urlencode({"channel": reader.name})
             lines = [f"GET {self._path}?{query} HTTP/1.1", f"Host: {host}:{port}"]
@@ -307,6 +325,7 @@ class Crowd:
         is_opening = False
         for message in messages:
             reader.last_id = message.id
+            reader.heard_at = now
             if message.type == "stream-open":
                 reader.is_open = is_opening = True
             elif message.type == "stream-reset":

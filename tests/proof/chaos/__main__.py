@@ -10,12 +10,12 @@ import random
 import sys
 import time
 import urllib.request
+from typing import Any
 
-from tests.proof.chaos.installation import PRUNE_AFTER, Installation
+from tests.proof.chaos.installation import PRUNE_AFTER, READ_LOG, Installation
 from tests.proof.chaos.judge import (
-    READ_LOG,
     Evidence,
-    Row,
+    collect_rows,
     judge,
     print_recovery,
     read_records,
@@ -25,10 +25,11 @@ from tests.support.processes import ROOT, Process, python
 from tests.support.sse import Crowd, Reader
 
 ROOMS = [f"room-{n}" for n in range(8)]
-USERS = 60
-MEMBERS = 12
+USERS = 100
+MEMBERS = 24
 READERS = 60
 WRITERS = 3
+KICK_EVERY = 4.0
 RECOVERY_SECONDS = 120.0
 LOGS = ROOT / "var" / "chaos"
 
@@ -62,20 +63,20 @@ class Chaos:
         self.here = here
         self.chance = chance
         self.seed = seed
+        self.kick_chance = random.Random(f"kicks {seed}")
         self.faults: list[tuple[str, float, float]] = []
-        self.pruned_at = 0.0
+        self.cookies: dict[int, str] = {}
 
-    def _cookies(self, users: list[int]) -> dict[int, str]:
-        cookies = {}
+    def _log_in(self, users: list[int]) -> None:
         for pk in users:
             address = f"http://127.0.0.1:{self.here.web_ports[0]}/login/{pk}/"
             with urllib.request.urlopen(address, timeout=10) as response:
-                cookies[pk] = response.headers["Set-Cookie"].partition(";")[0]
-        return cookies
+                cookie = response.headers["Set-Cookie"]
+            self.cookies[pk] = cookie.partition(";")[0]
 
     def crowds(self, users: list[int]) -> dict[str, Crowd]:
         """Return the clients: public rooms, private channels and members, on all holders."""
-        cookies = self._cookies(users)
+        self._log_in(users)
         port = self.here.links["Pushpin 1's clients"].port
         first = f"http://127.0.0.1:{port}"
         second = self.here.pushpins[1].url
@@ -87,15 +88,46 @@ class Chaos:
             "rooms, direct": Crowd(direct[1], rooms),
         }
         for name, url in {"Pushpin 2": second, "direct": direct[0]}.items():
-            private = Crowd(url, [f"private-{pk}" for pk in users])
+            found[f"private, {name}"] = self._private(url, users)
             members = Crowd(url, ["members"] * MEMBERS)
             members.stops_when_refused = True
-            for crowd, owners in ((private, users), (members, users[:MEMBERS])):
-                for reader, pk in zip(crowd.readers, owners, strict=True):
-                    reader.owner, reader.cookie = str(pk), cookies[pk]
-            found[f"private, {name}"] = private
+            self._own(members, users[:MEMBERS])
             found[f"members, {name}"] = members
         return found
+
+    def _own(self, crowd: Crowd, users: list[int]) -> None:
+        for reader, pk in zip(crowd.readers, users, strict=True):
+            reader.owner, reader.cookie = str(pk), self.cookies[pk]
+
+    def _private(self, url: str, users: list[int]) -> Crowd:
+        crowd = Crowd(url, [f"private-{pk}" for pk in users])
+        self._own(crowd, users)
+        return crowd
+
+    async def read_all_again(
+        self, users: list[int], log: dict[str, Any]
+    ) -> dict[str, Crowd]:
+        """Have everybody page through the whole log at once, in small pages."""
+        first: dict[str, int] = {}
+        for _, _, _, _, channel, eid, *_ in log["rows"]:
+            if eid is not None:
+                first[channel] = min(eid, first.get(channel, eid))
+        here = self.here
+        urls = {
+            "Pushpin 1": here.pushpins[0].url,
+            "Pushpin 2": here.pushpins[1].url,
+            "direct": f"http://127.0.0.1:{here.web_ports[1]}",
+        }
+        crowds = {}
+        for name, url in urls.items():
+            crowd = crowds[f"all again, {name}"] = self._private(url, users)
+            crowd.began_late = True
+            for reader in crowd.readers:
+                floor = first.get(reader.name, 1 + log["heads"].get(reader.name, 0)) - 1
+                reader.last_id = f"{reader.name}:{floor}"
+                reader.reset_from[0] = floor
+        await asyncio.gather(*[c.start(per_second=500) for c in crowds.values()])
+        return crowds
 
     async def run(self, seconds: float) -> tuple[Evidence, list[str]]:
         """Return what was seen, and what is wrong."""
@@ -114,7 +146,10 @@ class Chaos:
             )
             for n, path in enumerate(files)
         ]  # fmt: skip
+        kicks = asyncio.create_task(self._kick_now_and_then())
         await loop.run_in_executor(None, self._break_things, seconds)
+        kicks.cancel()
+        await asyncio.gather(kicks, return_exceptions=True)
         for writer in writers:
             await loop.run_in_executor(None, writer.wait, 60)
             writer.stop()
@@ -124,13 +159,16 @@ class Chaos:
             f"all is quiet {time.monotonic() - ended:.1f} s after the end", flush=True
         )
         log = json.loads(await loop.run_in_executor(None, here.stack.run, READ_LOG))
+        crowds |= await self.read_all_again(users, log)
+        wrong += await self._recover(crowds)
         for crowd in crowds.values():
             await crowd.stop()
         seen = Evidence(
             crowds=crowds, records=read_records(files),
-            rows=[Row(*row) for row in log["rows"]], heads=log["heads"],
+            rows=collect_rows([before for before, _ in here.prunings] + [log]),
+            heads=log["heads"],
             recorded=here.recorder.items, kicked=here.kicked, faults=self.faults,
-            pruned_at=self.pruned_at, prune_after=PRUNE_AFTER,
+            prunings=here.prunings, prune_after=PRUNE_AFTER,
         )  # fmt: skip
         seen.counts["processes that ended by themselves"] = len(here.ended)
         return seen, wrong + judge(seen)
@@ -145,9 +183,13 @@ class Chaos:
             at = time.time()
             self.here.faults()[name]()
             self.faults.append((name, at, time.time()))
-            if name == "pruned":
-                self.pruned_at = time.time()
             self.here.revive()
+
+    async def _kick_now_and_then(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.kick_chance.uniform(0, 2 * KICK_EVERY))
+            await loop.run_in_executor(None, self.here.kick)
 
     async def _recover(self, crowds: dict[str, Crowd]) -> list[str]:
         """Wait until nothing is undelivered and every client has its channel's last id."""
@@ -163,7 +205,7 @@ class Chaos:
                 await loop.run_in_executor(None, self.here.stack.run, READ_LOG)
             )
             behind = [
-                f"{where} {reader.name}"
+                f"{where}, {reader.state()}"
                 for where, crowd in crowds.items()
                 for reader in crowd.readers
                 if not self._is_done(crowd, reader, log["heads"])
@@ -178,7 +220,7 @@ class Chaos:
     def _is_done(self, crowd: Crowd, reader: Reader, heads: dict[str, int]) -> bool:
         if crowd.stops_when_refused and int(reader.owner) in self.here.kicked:
             return reader.refusals > 0
-        return (reader.ids or [0])[-1] >= heads.get(reader.name, 0)
+        return reader.position >= heads.get(reader.name, 0)
 
     def save_logs(self) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
@@ -198,7 +240,8 @@ def main() -> int:
     seed = sys.argv[2] if len(sys.argv) > 2 else os.urandom(4).hex()
     print(f"make chaos SECONDS={seconds:g} SEED={seed}", flush=True)
     chance = random.Random(seed)
-    with postgres() as server:
+    # Durable against its own crash, though not against the machine's.
+    with postgres(options=("fsync=off",)) as server:
         here = Installation(server, chance)
         try:
             here.start()
@@ -212,7 +255,10 @@ def main() -> int:
     for name, count in sorted(seen.counts.items()):
         print(f"{count:8} {name}")
     if seconds >= 60:
-        happened = ("catch-ups", "commit-order inversions", "duplicates at the recording proxy", "kicks")  # fmt: skip
+        happened = (
+            "catch-ups", "commit-order inversions", "duplicates at the recording proxy",
+            "events pruned", "events rolled back", "kicks",
+        )  # fmt: skip
         wrong += [f"no {name}: this proves little" for name in happened if not seen.counts[name]]  # fmt: skip
     for text in wrong[:20]:
         print(f"WRONG  {text}")

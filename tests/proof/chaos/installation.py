@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, Protocol
 
 import psycopg
 import redis
@@ -22,20 +26,38 @@ from tests.support.postgres import Postgres
 from tests.support.processes import Process, free_port, is_listening, python
 from tests.support.pushpin import KEY, Pushpin
 from tests.support.stack import WORKER, Stack
-from tests.support.valkey import Valkey
 
-PRUNE_AFTER = 45.0
+PRUNE_AFTER = 20.0
 """Seconds after which the runs prune; clients that are away for longer are reset."""
 
-PRUNE = f"""
+READ_LOG = """
+import json
+from django.db.models import F
+from django.db.models.functions import Extract, Now
+from eventstream.models import Channel, Event
+rows = Event.objects.filter(position__isnull=False).order_by("partition", "position")
+names = "id", "partition", "position", "kind", "channel", "eid", "data"
+ages = Extract(Now() - F("created"), "epoch")
+heads = dict(Channel.objects.values_list("name", "last_eid"))
+print(json.dumps({"rows": list(rows.values_list(*names, ages)), "heads": heads}, default=float))
+"""
+
+PRUNE = f"""{READ_LOG}
+from eventstream.models import Cursor
 from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 storage = get_storage()
-print(sum(
+failing = Now() - F("failing_since")
+for p in storage.partitions("default"):
     storage.prune("default", p, retention={PRUNE_AFTER}, targets=list(get_targets()))
-    for p in storage.partitions("default")
-))
+left = dict(rows.order_by("-position").values_list("partition", "position"))
+lags = Cursor.objects.values_list("partition", "target", "watermark", Extract(failing, "epoch"))
+print(json.dumps({{"first": left, "cursors": list(lags)}}, default=float))
 """
+"""Prints the log as it was before, the first position that is left of each partition, and
+how far each target was."""
+
+PAGE_SIZE = 5
 
 KICK = """
 from django.contrib.auth import get_user_model
@@ -46,6 +68,14 @@ with transaction.atomic():
     user.groups.clear()
     channel_permission_changed(user, "members")
 """
+
+
+class Server(Protocol):
+    """What can be stopped, and started again on the same port."""
+
+    process: Process
+
+    def start(self) -> Process: ...
 
 
 class Installation:
@@ -61,6 +91,7 @@ class Installation:
         self.server = server
         self.chance = chance
         self.members: list[int] = []
+        self.prunings: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.kicked: dict[int, float] = {}
         self.ended: list[str] = []
         self._busy = threading.Lock()
@@ -100,7 +131,11 @@ class Installation:
         far_database = f"postgres://postgres@127.0.0.1:{self.links['PostgreSQL'].port}/chaos"  # fmt: skip
         self.stack.env |= shared
         self.far = {**self.stack.env, "ES_REDIS": far_valkey, "ES_DB": far_database}
-        self.far["ES_SET"] = '{"EVENTSTREAM_LEASE_SECONDS": 1}'
+        # Small pages, so that hundreds of clients page at once after each fault.
+        self.stack.env["ES_SET"] = json.dumps({"EVENTSTREAM_PAGE_SIZE": PAGE_SIZE})
+        self.far["ES_SET"] = json.dumps(
+            {"EVENTSTREAM_PAGE_SIZE": PAGE_SIZE, "EVENTSTREAM_LEASE_SECONDS": 1}
+        )
         self.pooled = {**self.stack.env, "ES_DB": self.bouncer.url_of(url)}
         self.writing = {**self.stack.env, "ES_REDIS": far_valkey}
         self.processes: dict[str, Process] = {}
@@ -167,24 +202,27 @@ class Installation:
     def faults(self) -> dict[str, Callable[[], None]]:
         """Return everything that can happen, by name."""
         found: dict[str, Callable[[], None]] = {}
-        for name in self.processes:
-            found[f"{name.split()[0]} killed"] = partial(self._kill, name.split()[0])
-            found[f"{name.split()[0]} frozen"] = partial(self._freeze, name.split()[0])
-        for kind in ("web", "worker"):
+        for kind in ("web", "worker", "beat"):
+            found[f"{kind} killed"] = partial(self._kill, kind)
+            found[f"{kind} frozen"] = partial(self._freeze, kind)
             found[f"{kind} terminated"] = partial(self._terminate, kind)
+        servers: dict[str, Server] = {
+            "Valkey": self.valkey,
+            "Pushpin": self.chance.choice(self.pushpins),
+            "PgBouncer": self.bouncer,
+        }
+        for name, server in servers.items():
+            found[f"{name} killed"] = partial(self._restart, server, signal.SIGKILL)
+            found[f"{name} frozen"] = partial(self._pause, server)
+            found[f"{name} terminated"] = partial(self._restart, server, signal.SIGTERM)
         found |= {
-            "Valkey killed": self._kill_valkey,
-            "Valkey frozen": partial(self._pause, self.valkey),
             "Valkey flushed": lambda: self._valkey("FLUSHALL"),
             "Valkey at maxmemory": self._fill_valkey,
-            "Pushpin killed": self._kill_pushpin,
-            "Pushpin frozen": lambda: self._pause(self.chance.choice(self.pushpins)),
-            "PostgreSQL restarted": self._restart_postgres,
+            "PostgreSQL restarted": partial(self._stop_postgres, signal.SIGINT),
+            "PostgreSQL crashed": partial(self._stop_postgres, signal.SIGQUIT),
             "connections terminated": self._terminate_connections,
-            "PgBouncer restarted": self._restart_bouncer,
             "long transaction": self._long_transaction,
-            "pruned": lambda: print("    pruned", self.stack.run(PRUNE).strip()),
-            "kick": self.kick,
+            "pruned": self.prune,
             "publish endpoint hangs": self._hang_recorder,
             "publish endpoint is mute": self._mute_recorder,
         }
@@ -221,8 +259,8 @@ class Installation:
         time.sleep(self.chance.uniform(0.5, 3))
         process.send_signal(signal.SIGCONT)
 
-    def _pause(self, part: Pushpin | Valkey) -> None:
-        process = part.process
+    def _pause(self, server: Server) -> None:
+        process = server.process
         process.send_signal(signal.SIGSTOP)
         time.sleep(self.chance.uniform(0.5, 2))
         process.send_signal(signal.SIGCONT)
@@ -231,24 +269,25 @@ class Installation:
         with contextlib.suppress(redis.RedisError):
             self.valkey.client.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    def _kill_valkey(self) -> None:
-        self.valkey.process.kill()
-        time.sleep(self.chance.uniform(0.2, 3))
-        self.valkey.start()
+    def _restart(self, server: Server, number: signal.Signals) -> None:
+        process = server.process
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        time.sleep(self.chance.uniform(0.2, 2))
+        server.start()
 
     def _fill_valkey(self) -> None:
         self._valkey("CONFIG", "SET", "maxmemory", "100kb")
         time.sleep(self.chance.uniform(1, 3))
         self._valkey("CONFIG", "SET", "maxmemory", "0")
 
-    def _kill_pushpin(self) -> None:
-        pushpin = self.chance.choice(self.pushpins)
-        pushpin.process.kill()
-        time.sleep(self.chance.uniform(0.2, 2))
-        pushpin.start()
-
-    def _restart_postgres(self) -> None:
-        self.server.process.stop()
+    def _stop_postgres(self, number: signal.Signals) -> None:
+        """SIGINT is a fast shutdown; after SIGQUIT it has to recover."""
+        process = self.server.process
+        os.kill(process.pid, number)
+        process.wait(15)
         self.server.start()
 
     def _terminate_connections(self) -> None:
@@ -257,10 +296,6 @@ class Installation:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = 'chaos' AND pid <> pg_backend_pid()"
             )
-
-    def _restart_bouncer(self) -> None:
-        self.bouncer.process.stop()
-        self.bouncer.start()
 
     def _long_transaction(self) -> None:
         """Leave a snapshot open for 8 s, as a report or a dump does."""
@@ -283,12 +318,21 @@ class Installation:
         time.sleep(self.chance.uniform(0.5, 2))
         self.recorder.is_mute = False
 
+    def prune(self) -> None:
+        before, after = self.stack.run(PRUNE).splitlines()
+        self.prunings.append((json.loads(before), json.loads(after)))
+
     def kick(self) -> None:
         left = [pk for pk in self.members if pk not in self.kicked]
-        if left:
-            pk = self.chance.choice(left)
-            self.stack.run(KICK.format(pk=pk))
-            self.kicked[pk] = time.time()
+        if not left:
+            return
+        pk = left[0]
+        while True:  # as one does whose database is away: until it is done
+            with contextlib.suppress(AssertionError):
+                self.stack.run(KICK.format(pk=pk))
+                self.kicked[pk] = time.time()
+                return
+            time.sleep(0.5)
 
     def _break_link(self, mode: Mode) -> None:
         name = self.chance.choice(sorted(self.links))

@@ -14,19 +14,10 @@ from tests.support.sse import Crowd, Reader
 SLOW = 1.0
 """Seconds that a sender may wait because of anything but the database."""
 
-READ_LOG = """
-import json
-from eventstream.models import Channel, Event
-rows = Event.objects.filter(position__isnull=False).order_by("partition", "position")
-names = "id", "partition", "position", "kind", "channel", "eid", "data"
-heads = dict(Channel.objects.values_list("name", "last_eid"))
-print(json.dumps({"rows": list(rows.values_list(*names)), "heads": heads}))
-"""
-
 
 @dataclass
 class Row:
-    """A numbered row of the outbox."""
+    """A numbered row of the outbox; `age` in seconds."""
 
     id: int
     partition: int
@@ -35,6 +26,7 @@ class Row:
     channel: str
     eid: int | None
     data: str
+    age: float
 
 
 @dataclass
@@ -44,11 +36,13 @@ class Evidence:
     Attributes:
         crowds: The clients, by a name of the holder and the kind of channel.
         records: What the writers wrote down.
-        rows: The log.
+        rows: The log, with what was pruned.
         heads: The last event id of each channel.
         recorded: Publish items that the recording proxy accepted, in order.
         kicked: User → when the kick was committed.
         faults: (name, began, ended) of each fault.
+        prunings: The log before each, and what was left after it.
+        prune_after: The age from which rows were pruned, in seconds.
     """
 
     crowds: dict[str, Crowd]
@@ -58,7 +52,7 @@ class Evidence:
     recorded: list[dict[str, Any]]
     kicked: dict[int, float]
     faults: list[tuple[str, float, float]]
-    pruned_at: float
+    prunings: list[tuple[dict[str, Any], dict[str, Any]]]
     prune_after: float
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -79,6 +73,7 @@ def judge(seen: Evidence) -> list[str]:
     _check_senders(seen, payloads, wrong)
     _check_readers(seen, payloads, wrong)
     _check_kicks(seen, wrong)
+    _check_prunings(seen, wrong)
     _count(seen)
     return wrong
 
@@ -125,8 +120,7 @@ def _check_senders(
         for channel, text in record["sent"]:
             if record["outcome"] == "committed":
                 committed[text] = channel
-                is_old = record["ended"] < seen.pruned_at - seen.prune_after + 1
-                if text not in in_log and not is_old:
+                if text not in in_log:
                     wrong.append(f"{text!r} was committed and is not in the log")
             elif record["outcome"] == "rolled back":
                 rolled_back.add(text)
@@ -159,18 +153,19 @@ def _check_senders(
 
 
 def _stops_database(fault: str) -> bool:
-    return fault in ("PostgreSQL restarted", "connections terminated")
+    return fault.startswith("PostgreSQL") or fault == "connections terminated"
 
 
 def _check_readers(
     seen: Evidence, payloads: dict[tuple[str, int], str], wrong: list[str]
 ) -> None:
+    pruned = _pruned_up_to(seen)
     for where, crowd in seen.crowds.items():
         for reader in crowd.readers:
-            if fault := _gap(reader):
+            if fault := _gap(reader, pruned):
                 wrong.append(f"{where}: {reader.name}: {fault}")
             head = seen.heads.get(reader.name, 0)
-            if not crowd.stops_when_refused and (reader.ids or [0])[-1] != head:
+            if not crowd.stops_when_refused and reader.position != head:
                 wrong.append(f"{where}: {reader.name} ends before {head}")
             if reader.refusals and not crowd.stops_when_refused:
                 wrong.append(f"{where}: {reader.name} was refused")
@@ -182,11 +177,28 @@ def _check_readers(
             wrong.append(f"{where}: nobody received anything")
 
 
-def _gap(reader: Reader) -> str:
+def _pruned_up_to(seen: Evidence) -> dict[str, int]:
+    """Return the largest event id of each channel that was pruned."""
+    found: dict[str, int] = {}
+    for before, after in seen.prunings:
+        for row in (Row(*values) for values in before["rows"]):
+            is_gone = row.position < after["first"].get(str(row.partition), 2**63)
+            if is_gone and row.eid is not None:
+                found[row.channel] = max(row.eid, found.get(row.channel, 0))
+    return found
+
+
+def _gap(reader: Reader, pruned: dict[str, int]) -> str:
     last = 0
-    for index, eid in enumerate(reader.ids):
+    for index, eid in enumerate([*reader.ids, None]):
         if index in reader.reset_from:
+            if last >= pruned.get(reader.name, 0) and (index or reader.resets):
+                return (
+                    f"reset at {last}, and only {pruned.get(reader.name, 0)} are pruned"
+                )
             last = reader.reset_from[index]
+        if eid is None:
+            break
         if eid != last + 1:
             return f"{eid} follows {last}"
         last = eid
@@ -223,6 +235,31 @@ def _check_kicks(seen: Evidence, wrong: list[str]) -> None:
     seen.counts["kicks"] = len(seen.kicked)
 
 
+def _check_prunings(seen: Evidence, wrong: list[str]) -> None:
+    """Nothing young was pruned, and nothing that a target waited for that was not failing."""
+    for before, after in seen.prunings:
+        for row in (Row(*values) for values in before["rows"]):
+            if row.position >= after["first"].get(str(row.partition), 2**63):
+                continue
+            seen.counts["events pruned"] += 1
+            if row.age < seen.prune_after - 1:
+                wrong.append(f"{row.channel}:{row.eid} was pruned {row.age:.1f} s old")
+            for partition, target, watermark, failing in after["cursors"]:
+                is_waiting = partition == row.partition and watermark < row.position
+                if is_waiting and (failing or 0) < seen.prune_after:
+                    wrong.append(f"{row.channel}:{row.eid} was pruned before {target}")
+
+
+def collect_rows(seen: list[dict[str, Any]]) -> list[Row]:
+    """Return every row that was in the log at some time, in order; `seen` ends with now."""
+    rows = {}
+    for log in seen:
+        for values in log["rows"]:
+            row = Row(*values)
+            rows[row.partition, row.position] = row
+    return [row for _, row in sorted(rows.items())]
+
+
 def _count(seen: Evidence) -> None:
     previous: dict[int, int] = {}
     for row in seen.rows:
@@ -243,7 +280,7 @@ def recovery(seen: Evidence) -> dict[str, list[float]]:
     """
     arrived: dict[str, float] = {}
     for crowd in seen.crowds.values():
-        if crowd.stops_when_refused:
+        if crowd.stops_when_refused or crowd.began_late:
             continue
         for reader in crowd.readers:
             for data, when in zip(reader.data, reader.times, strict=True):
