@@ -73,9 +73,9 @@ POINTS = {
         "wake", _DISPATCH, "CeleryDispatcher._send", False
     ),
     "dispatcher, enqueued": Point("wake", _DISPATCH, "CeleryDispatcher._send", True),
-    "worker, task taken, flag set": Point("worker", _TASKS, "clear_wake_flag", False),
-    "worker, flag cleared, nothing read": Point(
-        "worker", _TASKS, "relay_partition", False
+    "worker, task taken": Point("worker", _TASKS, "relay_partition", False),
+    "worker, flag lowered, not looked again": Point(
+        "worker", _DISPATCH, "TaskFlag.lower", True
     ),
     "worker, published, not confirmed": Point(
         "worker", _RELAY, "_Relay._publish", True
