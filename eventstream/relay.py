@@ -405,6 +405,11 @@ class _Relay:
         if cursor is not None:
             failing = cursor if cursor.attempts else self._failing_others().first()
             if failing is not None:
+                if self._has_work():
+                    # It fails by proxy: what waits is a backlog too, and must not hold
+                    # up pruning for ever.
+                    rows = self._rows().filter(failing_since=None)
+                    rows.update(failing_since=Now())
                 return self._report(Outcome.WAITING, failing.last_error)
         return self._report(Outcome.BUSY)
 

@@ -272,6 +272,29 @@ def test_one_partition_tries_a_failing_target_for_all(targets: Targets) -> None:
     assert sum(len(targets["b"].ids(f"room-{number}")) for number in range(20)) == 20
 
 
+def test_partition_that_waits_for_another_s_attempts_has_a_backlog_as_well(
+    targets: Targets,
+) -> None:
+    number = (PARTITION + 1) % 16
+    other = next(f"c{n}" for n in range(999) if partition_of(f"c{n}") == number)
+    targets["a"].is_down = True
+    send()
+    relay_partition("default", PARTITION, "a")
+    send(3, channel=other)
+    assert relay_partition("default", number, "a").outcome is Outcome.WAITING
+    waiting = Cursor.objects.filter(target="a", partition=number)
+    assert waiting.filter(failing_since__isnull=False, attempts=0).exists()
+
+    Cursor.objects.filter(target="a").update(
+        failing_since=Now() - ago(31), next_attempt=None
+    )
+    targets["a"].is_down = False
+    relay_partition("default", number, "a")
+
+    assert targets["a"].ids(other) == [3]
+    assert not waiting.filter(failing_since__isnull=False).exists()
+
+
 def test_partitions_that_fail_together_try_again_one_by_one(targets: Targets) -> None:
     targets["a"].is_down = True
     for number in range(20):

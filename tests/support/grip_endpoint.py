@@ -20,6 +20,7 @@ class GripEndpoint:
         status: What it answers; refused when 400 or above.
         hang: While set, it takes requests and does not answer.
         hang_for: If not "", it hangs only for what has this text in it.
+        hung_count: How many requests it has not answered.
         poison: If not "", it refuses for good whatever has this text in it.
         forward: Control URI of a proxy to which it passes on what it accepts.
         is_mute: It takes in what is published, and ends the connection without an answer.
@@ -32,6 +33,7 @@ class GripEndpoint:
         self.headers: list[dict[str, str]] = []
         self.hang = threading.Event()
         self.hang_for = ""
+        self.hung_count = 0
         self.poison = ""
         self.forward = ""
         self.is_mute = False
@@ -47,6 +49,7 @@ class GripEndpoint:
                 endpoint.headers.append(dict(self.headers))
                 text = body.decode()
                 if endpoint.hang.is_set() and endpoint.hang_for in text:
+                    endpoint.hung_count += 1
                     endpoint._released.wait(30)
                     self.close_connection = True
                     return
