@@ -167,6 +167,52 @@ def refused_channels(
     return [name for name, may in zip(names, answers, strict=True) if not may]
 
 
+OPERATOR_PERMISSION = "eventstream.view_event"
+_OPERATOR = "operator:"
+
+
+def operator_id(user: AbstractBaseUser) -> str:
+    """Return the user id of an operator's own streams, which the admin opens.
+
+    They show every channel and every event, also those that are not for the user: what
+    may be read so is a permission of the admin, and not the channel manager's to say.
+    """
+    return f"{_OPERATOR}{user.pk}"
+
+
+def is_operator(user_id: str) -> bool:
+    """Say whether a stream is an operator's."""
+    return user_id.startswith(_OPERATOR)
+
+
+def check_reader(user_id: str, channels: Collection[str]) -> None:
+    """Ask whether a stream may go on: the account, and the channel manager.
+
+    Of an operator's, the account and its permission in the admin.
+
+    Raises:
+        ChannelPermissionError: The account is gone, or some channel may not be read.
+    """
+    user = find_user(user_id)
+    if is_operator(user_id):
+        check_operator(user, channels)
+    else:
+        check_permission(user, channels)
+
+
+def check_operator(user: AbstractBaseUser | None, channels: Collection[str]) -> None:
+    """Ask whether the user may look at any event in the admin.
+
+    Raises:
+        ChannelPermissionError: Not.
+    """
+    found = cast("Any", user)
+    if found is None or not (
+        found.is_active and found.is_staff and found.has_perm(OPERATOR_PERMISSION)
+    ):
+        raise ChannelPermissionError(sorted(channels))
+
+
 def check_permission(user: AbstractBaseUser | None, channels: Collection[str]) -> None:
     """Ask the channel manager.
 
@@ -186,6 +232,7 @@ def find_user(user_id: str) -> AbstractBaseUser | None:
     """
     if not user_id:
         return None
+    user_id = user_id.removeprefix(_OPERATOR)
     user = get_user_model()._default_manager.filter(pk=user_id).first()
     if user is None or not user.is_active:
         raise ChannelPermissionError(["(the account is not active)"])

@@ -36,8 +36,8 @@ from django.db import InterfaceError, OperationalError, connections
 from eventstream import conf, draining, instruments, sse
 from eventstream.channelmanager import (
     asks_permissions,
-    check_permission,
-    find_user,
+    check_reader,
+    is_operator,
 )
 from eventstream.exceptions import ChannelPermissionError, InitialStateError
 from eventstream.holders import REPORT_SECONDS, holder_name, report, sign_off
@@ -749,13 +749,15 @@ class Hub:
                     subscriber.wake()
             if now - self._reported_at >= REPORT_SECONDS:
                 self._reported_at = now
-                self._spawn(self._report(len(subscribers), len(self._states)))
+                self._spawn(self._report(len(subscribers)))
             if counts.is_behind():
                 self._spawn(asyncio.to_thread(counts.publish_in_thread))
             is_asking = self._asking is not None and not self._asking.done()
             if now - self._checked_at >= options.permission_interval and not is_asking:
                 self._checked_at = now
-                if asks_permissions():
+                if asks_permissions() or any(
+                    is_operator(s.reader.user_id) for s in subscribers
+                ):
                     self._asking = self._spawn(self._check_in_turn(subscribers))
             for key, heard_at in list(self._kicks.items()):
                 if now - heard_at > _KICK_MEMORY:
@@ -776,9 +778,10 @@ class Hub:
                 self._spawn(self.close())
                 return
 
-    async def _report(self, stream_count: int, channel_count: int) -> None:
+    async def _report(self, stream_count: int) -> None:
+        readers = {s.name: len(s.subscribers) for s in self._states.values()}
         call = functools.partial(
-            report, self._name, stream_count=stream_count, channel_count=channel_count
+            report, self._name, stream_count=stream_count, readers=readers
         )
         await self._in_thread(call)
         deliveries = self._sampler.drain()
@@ -1006,15 +1009,15 @@ def _read(
 def _read_initial_state(user_id: str, channel: str) -> str:
     """Return a channel's initial state, "" if it has none. Permission is asked after it."""
     body = read_initial_states(user_id, [channel]).get(channel, "")
-    if body and asks_permissions():
-        check_permission(find_user(user_id), [channel])
+    if body and (asks_permissions() or is_operator(user_id)):
+        check_reader(user_id, [channel])
     return body
 
 
 def _ask_permission(user_id: str, channels: tuple[str, ...]) -> str:
     """Return the stream-error that a refusal calls for, or ""."""
     try:
-        check_permission(find_user(user_id), channels)
+        check_reader(user_id, channels)
     except ChannelPermissionError as error:
         return _forbidden(error)
     return ""

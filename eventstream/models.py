@@ -228,6 +228,9 @@ class Holder(models.Model):
     name = models.CharField(primary_key=True, max_length=191)
     stream_count = models.PositiveIntegerField(default=0)
     channel_count = models.PositiveIntegerField(default=0)
+    channels = models.JSONField(
+        null=True, help_text="Readers of the channels that have the most."
+    )
     seen_at = models.DateTimeField(db_default=Now())
 
     def __str__(self) -> str:

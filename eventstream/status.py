@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db.models import DateTimeField, F, OuterRef, Subquery
@@ -153,12 +153,16 @@ class JobStatus:
 
 @dataclasses.dataclass(frozen=True)
 class HolderStatus:
-    """A web process that holds streams itself, as it last reported."""
+    """A web process that holds streams itself, as it last reported.
+
+    `channels` are the readers by channel, of those that have the most.
+    """
 
     name: str
     stream_count: int
     channel_count: int
     seen_at: datetime.datetime
+    channels: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -426,7 +430,13 @@ class _Survey:
         since = self._now - datetime.timedelta(seconds=HOLDER_SECONDS)
         rows = Holder.objects.using(using).filter(seen_at__gte=since)
         return [
-            HolderStatus(row.name, row.stream_count, row.channel_count, row.seen_at)
+            HolderStatus(
+                row.name,
+                row.stream_count,
+                row.channel_count,
+                row.seen_at,
+                row.channels or {},
+            )
             for row in rows.order_by("name")
         ]
 

@@ -37,8 +37,12 @@ MAX_LIFETIME = 24 * 3600
 PREFIX = "es1."
 """Begins every token, so that another scheme's bearer token is not taken for one."""
 
+OPERATOR_PREFIX = f"{PREFIX}operator."
+OPERATOR_LIFETIME = 3600
+
 _PARAMETER = "token"
 _SALT = "eventstream.subscribe"
+_OPERATOR_SALT = "eventstream.operator"  # a token of one kind is none of the other
 _SCHEME = "bearer "
 
 
@@ -49,10 +53,13 @@ class Grant:
     Attributes:
         user: Whose it is, as of now; None for an anonymous one.
         channels: All that may be asked for with it.
+        is_operator: The admin made it: the channel manager is not asked, and the admin's
+            own permission is.
     """
 
     user: AbstractBaseUser | None
     channels: frozenset[str]
+    is_operator: bool = False
 
 
 def make_subscribe_token(
@@ -98,6 +105,21 @@ def make_subscribe_token(
     content = [expires, user_id, stamp, names]
     signer = signing.Signer(salt=_SALT)
     return PREFIX + signer.sign_object(content, compress=True)
+
+
+def make_operator_token(user: AbstractBaseUser, channel: str) -> str:
+    """Return a token with which the admin's page opens the stream of any channel.
+
+    It says who asks. That the user may look at any event in the admin is asked when the
+    stream is opened and as often as anybody's permission, so it grants nothing by itself.
+
+    Raises:
+        InvalidChannelError: The channel name is wrong.
+    """
+    expires = int(time.time() + OPERATOR_LIFETIME)
+    content = [expires, str(user.pk), _stamp(user), [check_channel(channel)]]
+    signer = signing.Signer(salt=_OPERATOR_SALT)
+    return OPERATOR_PREFIX + signer.sign_object(content, compress=True)
 
 
 @sensitive_variables()
@@ -155,9 +177,10 @@ def read_subscribe_token(token: str, *, now: float) -> Grant:
     invalid = InvalidTokenError("The token is not one of this site")
     if not token.startswith(PREFIX):
         raise invalid
-    signer = signing.Signer(salt=_SALT)
+    is_operator = token.startswith(OPERATOR_PREFIX)
+    prefix, salt = (OPERATOR_PREFIX, _OPERATOR_SALT) if is_operator else (PREFIX, _SALT)
     try:
-        content = signer.unsign_object(token.removeprefix(PREFIX))
+        content = signing.Signer(salt=salt).unsign_object(token.removeprefix(prefix))
         expires, user_id, stamp, names = content
     except (signing.BadSignature, ValueError, TypeError):
         raise invalid from None
@@ -170,7 +193,7 @@ def read_subscribe_token(token: str, *, now: float) -> Grant:
             raise InvalidTokenError("The token's account is not active")
         if not constant_time_compare(stamp, _stamp(user)):
             raise ExpiredTokenError("The token has expired: fetch a new one")
-    return Grant(user, frozenset(names))
+    return Grant(user, frozenset(names), is_operator)
 
 
 def _stamp(user: AbstractBaseUser) -> str:

@@ -11,14 +11,19 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 
 from eventstream.admin.base import ReadOnlyAdmin, alias, outside_transactions
+from eventstream.channelmanager import is_reliable
 from eventstream.models import Channel, Cursor, Event
+from eventstream.positions import format_position
 from eventstream.status import get_status
 from eventstream.targets import get_targets
+from eventstream.tokens import make_operator_token
 
 LAG_LIMIT = 10_000
+TAIL_COUNT = 20
+"""Events that the tail begins with, if there are so many."""
 
 
 @admin.register(Channel)
@@ -88,7 +93,10 @@ class ChannelAdmin(ReadOnlyAdmin[Channel]):
             "floor": floor,
             "stored": self.stored(channel),
             "lags": self._lags(channel),
-            "lag_limit": LAG_LIMIT,
+            "holders": [
+                (holder, holder.channels.get(name, 0)) for holder in status.holders
+            ],
+            "tail": self._tail(request, channel, floor),
             "proxies": [t for t in status.targets if t.kind == "GRIP proxy"],
             "events_url": self._list_of("event", {"q": channel.name, "state": "all"}),
             "undelivered_url": self._list_of("undeliveredevent", {"q": channel.name}),
@@ -117,6 +125,24 @@ class ChannelAdmin(ReadOnlyAdmin[Channel]):
                 {"target": name, "count": count, "is_more": count >= LAG_LIMIT}
             )
         return found
+
+    def _tail(
+        self, request: HttpRequest, channel: Channel, floor: int
+    ) -> dict[str, str] | None:
+        """Return what the page needs to read the stream; None if the user may not."""
+        if not request.user.has_perm("eventstream.view_event"):
+            return None
+        try:
+            url = reverse("eventstream:events")
+        except NoReverseMatch:
+            return {"url": ""}
+        start = max(floor, channel.last_eid - TAIL_COUNT)
+        position = ""
+        if is_reliable(channel.name):
+            position = format_position({channel.name: start})
+        user: Any = request.user
+        token = make_operator_token(user, channel.name)
+        return {"url": url, "token": token, "position": position}
 
     def _list_of(self, name: str, query: dict[str, str]) -> str:
         return f"{self._url(f'{name}_changelist')}?{urlencode(query)}"

@@ -224,12 +224,12 @@ def test_status_is_plain_json(targets: Targets) -> None:
 def test_readers_are_those_of_the_processes_that_reported_lately(
     targets: Targets,
 ) -> None:
-    holders.report("web:1", stream_count=3, channel_count=2)
-    holders.report("web:1", stream_count=5, channel_count=2)
-    holders.report("web:2", stream_count=10, channel_count=1)
-    holders.report("web:3", stream_count=99, channel_count=1)
+    holders.report("web:1", stream_count=3, readers={"orders": 2, "rooms": 1})
+    holders.report("web:1", stream_count=5, readers={"orders": 2, "rooms": 1})
+    holders.report("web:2", stream_count=10, readers={"orders": 1})
+    holders.report("web:3", stream_count=99, readers={"orders": 1})
     Holder.objects.filter(name="web:3").update(seen_at=Now() - ago(61))
-    holders.report("web:4", stream_count=1, channel_count=1)
+    holders.report("web:4", stream_count=1, readers={"orders": 1})
     holders.sign_off("web:4")
 
     status = get_status()
@@ -308,7 +308,7 @@ def test_samples_are_kept_for_a_day(targets: Targets) -> None:
     record_sample("default")
     back_date(25 * 60 + 2)
     record_sample("default")
-    holders.report("web:1", stream_count=3, channel_count=2)
+    holders.report("web:1", stream_count=3, readers={"orders": 2, "rooms": 1})
     Holder.objects.update(seen_at=Now() - ago(3601))
 
     prune_samples("default")

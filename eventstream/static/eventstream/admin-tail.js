@@ -1,0 +1,108 @@
+// The live tail of a channel: the project's own stream, read with fetch, as an EventSource
+// takes no token in a header and shows only event types that are known beforehand.
+"use strict";
+
+(() => {
+  const box = document.querySelector("[data-es-tail]");
+  if (!box) return;
+  const MAX_ROWS = 200;
+  const MAX_LENGTH = 500;
+  const RETRY_MS = 2000;
+  const list = box.querySelector("ol");
+  const stateLine = document.querySelector("[data-es-tail-state]");
+  const stop = document.querySelector("[data-es-tail-stop]");
+  let position = box.dataset.esPosition;
+  let controller = null;
+  let isOver = false;
+
+  function say(text) {
+    if (stateLine.textContent !== text) stateLine.textContent = text;
+  }
+
+  function cell(text) {
+    const span = document.createElement("span");
+    // Never as HTML: it is whatever the application sent.
+    span.textContent = text.length > MAX_LENGTH ? `${text.slice(0, MAX_LENGTH)}…` : text;
+    return span;
+  }
+
+  function show(type, id, data) {
+    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    const row = document.createElement("li");
+    row.className = "es-mono";
+    const eid = id.slice(id.lastIndexOf(":") + 1);
+    row.append(cell(new Date().toLocaleTimeString("en-GB")), cell(eid ? `#${eid}` : "no id"), cell(type), cell(data));
+    list.append(row);
+    while (list.children.length > MAX_ROWS) list.firstChild.remove();
+    if (isAtEnd) box.scrollTop = box.scrollHeight;
+  }
+
+  function take(block) {
+    let type = "message";
+    let id = null;
+    const data = [];
+    for (const line of block.split("\n")) {
+      if (line.startsWith("event: ")) type = line.slice(7);
+      else if (line.startsWith("id: ")) id = line.slice(4);
+      else if (line === "data:" || line.startsWith("data: ")) data.push(line.slice(6));
+    }
+    if (type === "stream-error") {
+      const error = JSON.parse(data.join("\n"));
+      isOver = true;
+      say(error.condition === "token-expired" ? "Ended: load the page again to go on." : `Ended: ${error.text}`);
+      return;
+    }
+    if (id !== null) position = id;
+    if (type === "stream-reset") show(type, "", "what is older is not stored any more");
+    else if (data.length && type !== "keep-alive" && type !== "stream-open") show(type, id ?? "", data.join("\n"));
+  }
+
+  async function read() {
+    controller = new AbortController();
+    const headers = { Accept: "text/event-stream", Authorization: `Bearer ${box.dataset.esToken}` };
+    if (position) headers["Last-Event-ID"] = position;
+    const response = await fetch(box.dataset.esTail, { headers, signal: controller.signal, credentials: "omit", cache: "no-store" });
+    if (!response.ok) {
+      const text = (await response.text()).trim();
+      isOver = response.status === 501;
+      throw new Error(text.slice(0, 300) || `${response.status}`);
+    }
+    say("Live.");
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done || isOver) return;
+      const blocks = (rest + value).split("\n\n");
+      rest = blocks.pop();
+      blocks.forEach(take);
+    }
+  }
+
+  async function run() {
+    while (!isOver) {
+      try {
+        await read();
+        if (!isOver) say("The stream ended; opening it again.");
+      } catch (error) {
+        if (controller.signal.aborted) return;
+        say(isOver ? `Ended: ${error.message}` : `Cannot be read: ${error.message}. Trying again.`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
+  }
+
+  stop.addEventListener("click", () => {
+    if (controller && !controller.signal.aborted) {
+      controller.abort();
+      stop.textContent = "Go on";
+      say("Stopped.");
+    } else {
+      stop.textContent = "Stop";
+      isOver = false;
+      run();
+    }
+  });
+  document.querySelector("[data-es-tail-clear]").addEventListener("click", () => list.replaceChildren());
+  run();
+})();
