@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.db import connections
 from django.db.models import QuerySet
 from django.db.models.functions import Left
 
 from eventstream.models import Channel, Cursor, DeadLetter, Event, PausedTarget
-from eventstream.storage import database_now, get_storage
+from eventstream.storage import database_now, get_storage, partition_of
 from eventstream.targets import get_targets
 
 WAITING = "waiting"
@@ -24,7 +25,7 @@ DEAD = "dead"
 STATES = (WAITING, DEAD)
 
 EXCERPT_LENGTH = 120
-MAX_OFFSET = 2_000
+MAX_OFFSET = 1_000
 """Rows that can be paged through: each page reads all before it, of every partition."""
 _CHANNELS = 500
 _ARMS_PER_QUERY = 100  # SQLite joins at most 500 SELECTs
@@ -148,50 +149,72 @@ class _Finder:
     def _waiting_ids(self, count: int) -> set[int]:
         if not self._targets and self._configured:
             return set()  # no such target
-        names = self._channel_names()
+        names, partitions = self._channels()
         arms = []
-        for partition, name, mark in self._behind():
+        for partition, mark, target in self._behind():
+            if partitions is not None and partition not in partitions:
+                continue
             rows = Event.objects.filter(partition=partition, position__gt=mark)
-            if self._search.state == WAITING:
+            if target:
                 given_up = DeadLetter.objects.filter(
-                    partition=partition, position__gt=mark, target=name
+                    partition=partition, position__gt=mark, target=target
                 )
                 rows = rows.exclude(pk__in=given_up.values("event_id"))
             arms.append((self._filter(rows, names), "position"))
         for partition in get_storage().unnumbered_partitions(self._using):
             rows = Event.objects.filter(partition=partition, position__isnull=True)
             arms.append((self._filter(rows, None), "pk"))
-        sign = "-" if self._search.is_newest_first else ""
         ids: set[int] = set()
         for first in range(0, len(arms), _ARMS_PER_QUERY):
-            # Each arm ends early by its index. `pk IN (…)`, as SQLite takes no LIMIT in
-            # the SELECTs that a UNION joins.
-            limited = [
-                Event.objects.using(self._using)
-                .filter(pk__in=rows.order_by(sign + order).values("pk")[:count])
-                .values_list("pk", flat=True)
-                for rows, order in arms[first : first + _ARMS_PER_QUERY]
-            ]
-            found = limited[0].union(*limited[1:]).order_by(f"{sign}pk")
-            ids |= set(found[:count])
+            some = arms[first : first + _ARMS_PER_QUERY]
+            limited = [self._first_ids(rows, order, count) for rows, order in some]
+            ids |= set(limited[0].union(*limited[1:], all=True))
         return ids
 
-    def _behind(self) -> Iterator[tuple[int, str, int]]:
-        """Yield (partition, target, watermark) where a target lags."""
+    def _first_ids(self, rows: QuerySet[Any], order: str, count: int) -> QuerySet[Any]:
+        """Return the first ids of an arm, which ends there by its index."""
+        sign = "-" if self._search.is_newest_first else ""
+        found = rows.using(self._using).order_by(sign + order).values_list("pk")[:count]
+        if connections[self._using].features.supports_slicing_ordering_in_compound:
+            return found.values_list("pk", flat=True)
+        # SQLite takes no LIMIT in the SELECTs that a UNION joins.
+        rows = Event.objects.using(self._using).filter(pk__in=found)
+        return rows.values_list("pk", flat=True)
+
+    def _behind(self) -> Iterator[tuple[int, int, str]]:
+        """Yield (partition, watermark, target or "") where some target lags.
+
+        Target by target only where what each has given up is to be left out.
+        """
         # The heads are read after the cursors: what is numbered in between is waiting.
         heads = get_storage().heads(self._using)
+        lowest: dict[int, int] = {}
         for (partition, name), cursor in self._cursors.items():
-            if name in self._targets and cursor.watermark < heads.get(partition, 0):
-                yield partition, name, cursor.watermark
+            mark = cursor.watermark
+            if name not in self._targets or mark >= heads.get(partition, 0):
+                continue
+            if self._search.state == WAITING:
+                yield partition, mark, name
+            else:
+                lowest[partition] = min(lowest.get(partition, mark), mark)
+        for partition, mark in lowest.items():
+            yield partition, mark, ""
 
-    def _channel_names(self) -> list[str] | None:
-        """Return the channels with the prefix; None if any, or too many, have it."""
+    def _channels(self) -> tuple[list[str] | None, set[int] | None]:
+        """Return the channels with the prefix, and where they are.
+
+        None if any channel will do, or too many have the prefix to be named.
+        """
         prefix = self._search.channel
         if not prefix:
-            return None
+            return None, None
         rows = Channel.objects.using(self._using).filter(name__startswith=prefix)
-        names = list(rows.values_list("name", flat=True)[: _CHANNELS + 1])
-        return names if len(names) <= _CHANNELS else None
+        found = list(rows.values_list("name", "partition")[: _CHANNELS + 1])
+        if len(found) > _CHANNELS:
+            return None, None
+        # Both: the number of partitions may have been changed since the channel was new.
+        partitions = {p for _, p in found} | {partition_of(name) for name, _ in found}
+        return [name for name, _ in found], partitions
 
     def _dead_ids(self, count: int) -> set[int]:
         rows = self._filter(DeadLetter.objects.using(self._using), None)

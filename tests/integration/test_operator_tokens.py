@@ -121,7 +121,7 @@ def test_operators_token_expires(
 def test_user_whose_key_looks_like_an_operators_is_refused(operator: User) -> None:
     request = RequestFactory().get("/events/?channel=orders")
     user = User(pk=operator.pk, username="eve")
-    user.pk = operator_id(operator)  # type: ignore[assignment]
+    user.pk = operator_id(operator)
     request.user = user
 
     with pytest.raises(ChannelPermissionError):
