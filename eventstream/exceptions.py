@@ -89,7 +89,13 @@ class CannotGiveUpError(EventStreamError):
 
 
 class TokenError(EventStreamError):
-    """A subscribe token does not open a stream."""
+    """A subscribe token does not open a stream.
+
+    Attributes:
+        is_in_header: Whether it came as `Authorization: Bearer …`.
+    """
+
+    is_in_header = False
 
 
 class ExpiredTokenError(TokenError):

@@ -27,6 +27,7 @@ from eventstream.exceptions import (
     ExpiredTokenError,
     InvalidChannelError,
     InvalidTokenError,
+    TokenError,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def make_subscribe_token(
 
     The client sends it as `Authorization: Bearer …`, or, where it can set no header, as
     `?token=…`. When it opens a stream after that time it gets a stream-error with the
-    condition token-expired, and is to fetch a new one. The user's account going inactive and
+    condition token-expired, with status 401 in the first case, and is to fetch a new one. The user's account going inactive and
     a new password end it at once.
 
     Args:
@@ -135,14 +136,22 @@ def take_grant(request: HttpRequest) -> Grant | None:
     """
     header = request.META.get("HTTP_AUTHORIZATION", "")
     token = ""
+    is_in_header = False
     if header.lower().startswith(_SCHEME + PREFIX):
         token = header[len(_SCHEME) :].strip()
+        is_in_header = True
         del request.META["HTTP_AUTHORIZATION"]
         request.__dict__.pop("headers", None)  # a copy of META, made on first use
     if _PARAMETER in request.GET:
         token = token or request.GET.get(_PARAMETER, "") or "-"
         _forget_parameter(request)
-    return read_subscribe_token(token, now=time.time()) if token else None
+    if not token:
+        return None
+    try:
+        return read_subscribe_token(token, now=time.time())
+    except TokenError as error:
+        error.is_in_header = is_in_header
+        raise
 
 
 @sensitive_variables()

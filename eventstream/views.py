@@ -27,8 +27,8 @@ from eventstream.exceptions import (
     ExpiredLinkError,
     ExpiredTokenError,
     InitialStateError,
-    InvalidTokenError,
     ResumeNotAllowedError,
+    TokenError,
     TooManyStreamsError,
 )
 from eventstream.hub import get_hub
@@ -126,15 +126,30 @@ def _answer(
         text = sse.encode_error("bad-request", f"Invalid request: {error}")
     except ChannelPermissionError as error:
         text = sse.encode_error("forbidden", str(error), {"channels": error.channels})
-    except InvalidTokenError as error:
-        text = sse.encode_error("token-invalid", str(error))
-    except ExpiredTokenError as error:
-        # Without an id: the client keeps its position, for the stream with a new token.
-        text = sse.encode_error("token-expired", str(error), is_final=False)
+    except TokenError as error:
+        return _refuse_token(error)
     except InitialStateError:
         # Without a hold the stream ends, and the client tries again.
         text = ""
     return HttpResponse(text, content_type=hold.CONTENT_TYPE)
+
+
+def _refuse_token(error: TokenError) -> HttpResponse:
+    """Say so in the way that whoever can send a token like this can read.
+
+    Source: RFC 6750, section 3. A client that sets headers reads the status, too; one that
+    has nothing but a query is an EventSource, which tells of no answer but 200.
+    """
+    if isinstance(error, ExpiredTokenError):
+        # Without an id: the client keeps its position, for the stream with a new token.
+        text = sse.encode_error("token-expired", str(error), is_final=False)
+    else:
+        text = sse.encode_error("token-invalid", str(error))
+    response = HttpResponse(text, content_type=hold.CONTENT_TYPE)
+    if error.is_in_header:
+        response.status_code = 401
+        response["WWW-Authenticate"] = 'Bearer error="invalid_token"'
+    return response
 
 
 async def _stream(reader: Reader, slot: Slot) -> AsyncIterator[bytes]:

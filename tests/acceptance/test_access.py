@@ -99,6 +99,7 @@ def test_expired_token_leaves_the_client_its_position(stack: Stack) -> None:
         assert message.type == "stream-error"
         assert json.loads(message.data)["condition"] == "token-expired"
         assert message.id == ""
+        assert stream.status == 401
         assert stream.headers["Access-Control-Allow-Origin"] == "https://a.example"
         with pytest.raises(EOFError):
             stream.next()

@@ -50,8 +50,15 @@ def message(response: Any) -> Message:
 
 def error(response: Any) -> dict[str, Any]:
     found = message(response)
-    assert (response.status_code, found.type) == (200, "stream-error")
+    assert found.type == "stream-error"
     answer: dict[str, Any] = json.loads(found.data)
+    is_about_token = answer["condition"].startswith("token-")
+    if is_about_token and "token" not in response.request["QUERY_STRING"]:
+        assert response.status_code == 401
+        assert response["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+    else:
+        assert response.status_code == 200  # an EventSource reads no other
+        assert "WWW-Authenticate" not in response
     return answer
 
 
@@ -137,6 +144,7 @@ def test_token_is_good_for_its_lifetime(
     }
     # No id: the client goes on from where it was, with a new token.
     assert message(response).id == ""
+    assert error(open_stream({}, f"token={token}"))["condition"] == "token-expired"
 
 
 def test_new_password_ends_a_token(proxy: dict[str, str], user: User) -> None:
@@ -281,6 +289,22 @@ def test_channel_manager_finds_the_token_s_user_in_the_request(
 
 
 # --- not to be seen
+
+
+@pytest.mark.parametrize("rest", ["", "&channel=a%2Fb"])
+def test_what_servers_log_is_without_the_token(user: User, rest: str) -> None:
+    """gunicorn writes RAW_URI or QUERY_STRING, of the same environment, when it is done."""
+    token = make_subscribe_token(user, ["a/b"])
+    uri = f"/events/?token={token}{rest}"
+    request = RequestFactory().get(uri, RAW_URI=uri, REQUEST_URI=uri)
+
+    assert take_grant(request) is not None
+
+    expected = f"/events/?{rest.removeprefix('&')}".rstrip("?")
+    environment = request.META
+    assert environment["RAW_URI"] == environment["REQUEST_URI"] == expected
+    assert environment["QUERY_STRING"] == rest.removeprefix("&")
+    assert request.get_full_path() == expected
 
 
 class FailingManager(DefaultChannelManager):
