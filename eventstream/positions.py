@@ -6,6 +6,7 @@ The text is `chanA:12,chanB:7`, with the names percent-encoded.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from eventstream.exceptions import InvalidPositionError, ResumeNotAllowedError
@@ -16,6 +17,7 @@ MAX_LENGTH = 65_536
 """Characters of a position. Servers take less in a header, so none of ours is longer."""
 
 
+@lru_cache(maxsize=10_000)
 def quote_channel(channel: str) -> str:
     """Return the channel name in a form without comma, colon, percent format or space."""
     return quote(channel, safe="")

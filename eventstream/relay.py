@@ -70,6 +70,9 @@ MAX_BACKOFF = 60.0
 STALE_FAILURE = 30.0
 """Seconds after its due time for which a failure speaks for its target; the sweep comes
 by every ten."""
+MAX_REST = 0.02
+"""Most seconds that a relay rests between two small batches: what it adds to an event's
+latency at most, and only while events come faster than they can be relayed singly."""
 NO_TARGET = ""
 """The target of a wake-up that only numbers: where nothing is configured to publish to."""
 
@@ -429,6 +432,7 @@ class _Relay:
         if self._is_backlog(cursor):
             watermark = self._publish_backlog(watermark)
         while True:
+            began = time.monotonic()
             self._storage.number_batch(
                 self._using, self._partition, limit=options.batch_size
             )
@@ -452,6 +456,10 @@ class _Relay:
                 is_over = not self._has_work()
             if is_over:
                 return
+            if len(rows) < options.batch_size:
+                # A steady sender: batches grow while the relay rests for as long as it
+                # worked, and the other half of the processor is the sender's.
+                time.sleep(min(time.monotonic() - began, MAX_REST))
 
     def _without_given_up(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
         """Leave out what an operator has given up for this target before its turn."""

@@ -24,9 +24,11 @@ def encode_data(event_type: str, data: str) -> str:
     A line end of any of the three kinds in the data starts a new data line, so that the
     client receives LF, and no data can add a field of its own.
     """
-    lines = _LINE_END.split(data)
-    body = "\n".join(f"data: {line}" for line in lines)
-    return f"event: {_FIELD_BREAKERS.sub('', event_type)}\n{body}\n"
+    name = _FIELD_BREAKERS.sub("", event_type)
+    if "\n" not in data and "\r" not in data:  # nearly always
+        return f"event: {name}\ndata: {data}\n"
+    body = "\n".join(f"data: {line}" for line in _LINE_END.split(data))
+    return f"event: {name}\n{body}\n"
 
 
 def encode_event(event_type: str, data: str, event_id: str | None = None) -> str:

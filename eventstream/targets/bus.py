@@ -130,5 +130,9 @@ def _messages(items: Sequence[Item]) -> Iterable[tuple[str, bytes]]:
         yield event_topic(channel), b"[" + b",".join(bodies) + b"]"
 
 
+# One for all: json.dumps makes an encoder on each call.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def _dump(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode(value).encode()

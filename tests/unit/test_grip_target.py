@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import jwt
 import pytest
+from gripcontrol import HttpStreamFormat
+from pubcontrol import Item
 from pytest_django import Settings
 
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
 from eventstream.models import EventKind
 from eventstream.storage import OutboxRow, join_users
-from eventstream.targets.grip import MAX_KICKED, GripTarget
+from eventstream.targets.grip import MAX_KICKED, GripTarget, event_item
 from tests.support.grip_endpoint import GripEndpoint
 from tests.support.processes import free_port
 
@@ -185,3 +187,13 @@ def test_name_keeps_no_secrets() -> None:
     target = GripTarget({"control_uri": "https://me:secret@fanout.io/realm/x?key=y"})
 
     assert target.name == "grip:https://fanout.io/realm/x"
+
+
+def test_item_is_what_the_proxy_s_own_library_would_export() -> None:
+    row = OutboxRow(1, 1, 0, "a b", 7, "message", "50 %\nö", ",4,9,")
+    stream = HttpStreamFormat(
+        "id: %I\nevent: message\ndata: 50 %%\ndata: ö\n\n", content_filters=["build-id"]
+    )
+    item = Item(stream, id="7", prev_id="6", meta={"skip_users": "4,9"})
+
+    assert event_item(row) == {**item.export(), "channel": "events-a%20b"}
