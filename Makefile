@@ -51,6 +51,10 @@ package: $(STAMP) ## build sdist and wheel into dist
 matrix: $(STAMP) ## tox: every supported Python and Django, lowest and newest packages
 	$(BIN)/tox run $(ARGS)
 
+bench: system ## compare with the peer and the physical floor; QUICK=1, ROUNDS=3, ONLY='send idle'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
+	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
+
 lint: $(STAMP) ## ruff, migrations, system checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

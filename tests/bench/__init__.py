@@ -1,0 +1,1 @@
+"""`make bench`: this project, its peer and the physical floor, side by side."""

@@ -1,0 +1,611 @@
+"""What is measured. A case runs one round of one side and returns its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import psycopg
+
+from tests.bench.sides import Ours, Peer, cpu_seconds, load, memory_bytes
+from tests.support.postgres import Postgres
+from tests.support.processes import Process, free_port, is_listening, wait_for
+from tests.support.pushpin import Pushpin
+
+Figures = dict[str, Any]
+FAULTS = ("missing", "twice", "disorder", "resets", "errors")
+
+
+class Scale(NamedTuple):
+    """How much of everything; the quick run has less."""
+
+    sends: int
+    seconds: float
+    bulk: int
+    clients: int
+    events: int
+    relayed: int
+    channels: int
+    streams: int
+    backlog: int
+    pruned: int
+
+
+FULL = Scale(5000, 8, 50_000, 1000, 1000, 100_000, 20_000, 5000, 10_000, 1_000_000)
+QUICK = Scale(1000, 2, 10_000, 300, 200, 20_000, 5_000, 1000, 5_000, 100_000)
+
+
+class Bench:
+    """The servers of a run, and what a case may ask for."""
+
+    def __init__(self, postgres: Postgres, peer_python: Path, scale: Scale) -> None:
+        self.postgres = postgres
+        self.peer_python = peer_python
+        self.scale = scale
+
+    @contextmanager
+    def ours(self, *, pushpin: bool = False, **settings: Any) -> Iterator[Ours]:
+        side = Ours(self.postgres, with_pushpin=pushpin, settings=settings)
+        try:
+            yield side
+        finally:
+            side.stop()
+            side.close()
+
+    @contextmanager
+    def peer(self, *, pushpin: bool = False) -> Iterator[Peer]:
+        side = Peer(
+            self.postgres,
+            self.peer_python,
+            with_pushpin=pushpin,
+            with_redis=not pushpin,
+        )
+        try:
+            yield side
+        finally:
+            side.stop()
+            side.close()
+
+    @contextmanager
+    def side(self, name: str, *, pushpin: bool = False) -> Iterator[Ours | Peer]:
+        if name == "peer":
+            with self.peer(pushpin=pushpin) as peer:
+                yield peer
+        else:
+            with self.ours(pushpin=pushpin) as ours:
+                yield ours
+
+
+def _spent(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: round(after[name] - before.get(name, 0), 2) for name in after}
+
+
+def _rate(result: Figures) -> float:
+    return float(result["count"] / result["seconds"])
+
+
+# --- sending
+
+
+def send_single(bench: Bench, side: str) -> Figures:
+    """One process, a transaction each; the worker is at work meanwhile."""
+    with bench.side(side) as found:
+        if side == "ours":
+            found.start_worker()
+            found.send("single", "warm", 50)
+        before = found.cpu()
+        result = found.send("single", "orders", bench.scale.sends, side=side)
+        spent = _spent(before, found.cpu())
+        return {"value": _rate(result), "sender_cpu": result["cpu"], "cpu": spent}
+
+
+def send_held(bench: Bench, side: str) -> Figures:
+    """Four processes on one channel, transactions held for 5 ms."""
+    with bench.side(side) as found:
+        if side == "ours":
+            found.start_worker()
+        senders = [
+            found.start_send("until", "orders", bench.scale.seconds, 0.005)
+            for _ in range(4)
+        ]
+        results = [found.collect(sender) for sender in senders]
+        crossed = [
+            found.start_send("crossed", number, bench.scale.seconds, 0.002)
+            for number in range(4)
+        ]
+        failed = sum(found.collect(sender)["failed"] for sender in crossed)
+        return {"value": sum(map(_rate, results)), "deadlocks": failed}
+
+
+def send_bulk(bench: Bench, side: str) -> Figures:
+    """A thousand events a call."""
+    with bench.ours() as found:
+        result = found.send("bulk", 1, bench.scale.bulk, 1000, side=side)
+        return {"value": _rate(result), "sender_cpu": result["cpu"]}
+
+
+# --- latency
+
+
+def latency(bench: Bench, side: str, *, pushpin: bool) -> Figures:
+    """100 events/s, one client: from the commit to the client's read."""
+    count = int(100 * bench.scale.seconds)
+    with bench.side(side, pushpin=pushpin) as found:
+        found.start_web()
+        found.start_worker()
+        with load(found.port, [found.path("warm")], expect=50) as client:
+            client.until_open()
+            found.send("rate", "warm", 50, 50)
+            client.result()
+        with load(
+            found.port, [found.path("orders")], expect=count, latencies=True, raw=True
+        ) as client:
+            client.until_open()
+            before = found.cpu()
+            sent = found.send("rate", "orders", count, 100)
+            received = client.result()
+            spent = _spent(before, found.cpu())
+    calls = sorted(ns / 1e6 for _, ns in received["latencies"])
+    committed = dict(map(tuple, sent["committed"]))
+    arrived = received["arrived"]
+    commits = sorted((at - committed[n]) / 1e6 for n, at in arrived if n in committed)
+
+    def at(values: list[float], share: float) -> float:
+        return values[min(len(values) - 1, int(share * len(values)))]
+
+    return {
+        "value": at(commits, 0.5),
+        "p99": at(commits, 0.99),
+        "call_p50": at(calls, 0.5),
+        "call_p99": at(calls, 0.99),
+        "cpu": spent,
+        **{fault: received[fault] for fault in FAULTS},
+    }
+
+
+# --- relaying
+
+
+def _cursor_marks(url: str, *, wanted: str) -> int:
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "SELECT coalesce(sum(c.watermark), 0) FROM eventstream_cursor c "
+            "WHERE c.target LIKE %s",
+            [wanted],
+        ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def relay(bench: Bench, side: str, *, channels: str, pushpin: bool) -> Figures:
+    """A full outbox, then one worker process: events confirmed a second."""
+    count = bench.scale.relayed
+    if side == "floor":
+        return _post_floor(bench, count)
+    channel_count = 1 if channels == "one" else bench.scale.channels
+    with bench.ours(pushpin=pushpin) as found:
+        url = found.env["ES_DB"]
+        wanted = "grip:%" if pushpin else "bus"
+        found.stack.run(
+            "from eventstream.relay import relay_partition\n"
+            "from eventstream.targets import get_targets\n"
+            "for p in range(16):\n"
+            "    for t in get_targets(): relay_partition('default', p, t)"
+        )
+        found.send("bulk", channel_count, count, 1000)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("ANALYZE")
+        start = _cursor_marks(url, wanted=wanted)
+        before = found.cpu()
+        worker = found.start_worker()
+        wait_for(
+            lambda: _cursor_marks(url, wanted=wanted) > start,
+            "it has begun",
+            timeout=60,
+        )
+        began, first = time.monotonic(), _cursor_marks(url, wanted=wanted)
+        wait_for(
+            lambda: _cursor_marks(url, wanted=wanted) - start >= count, "all is confirmed",
+            timeout=300,
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        spent = _spent(before, {**found.cpu(), "worker": cpu_seconds(worker)})
+        return {"value": (count + start - first) / seconds, "cpu": spent}
+
+
+def _post_floor(bench: Bench, count: int) -> Figures:
+    """POST the same bytes in batches of a thousand, to a Pushpin that nobody reads."""
+    import requests
+    from gripcontrol import HttpStreamFormat
+    from pubcontrol import Item
+
+    from tests.bench.floor import event
+
+    pushpin = Pushpin(free_port())
+    try:
+        bodies = []
+        for first in range(1, count + 1, 1000):
+            items = []
+            for number in range(first, first + 1000):
+                text = event(number, "bulk").decode().partition("\n")[2]
+                stream = HttpStreamFormat(
+                    f"id: %I\n{text}", content_filters=["build-id"]
+                )
+                item = Item(stream, id=str(number), prev_id=str(number - 1)).export()
+                items.append({**item, "channel": "events-bulk"})
+            bodies.append(json.dumps({"items": items}).encode())
+        url = f"http://127.0.0.1:{pushpin.config.publish_port}/publish/"
+        session = requests.Session()
+        before, began = cpu_seconds(pushpin.process), time.monotonic()
+        for body in bodies:
+            session.post(url, data=body, timeout=10).raise_for_status()
+        seconds = time.monotonic() - began
+        spent = {"pushpin": round(cpu_seconds(pushpin.process) - before, 2)}
+        return {"value": count / seconds, "cpu": spent}
+    finally:
+        pushpin.close()
+
+
+# --- fan-out
+
+
+def fan_out(bench: Bench, side: str, *, pushpin: bool) -> Figures:
+    """Deliveries a second, one sender at full speed, from first to last delivery."""
+    clients, events = bench.scale.clients, bench.scale.events
+    if side == "floor":
+        return _fan_out_floor(bench, pushpin=pushpin)
+    with bench.side(side, pushpin=pushpin) as found:
+        found.start_web()
+        found.start_worker()
+        if side == "ours":
+            found.send("single", "warm", 50)
+        with load(
+            found.port, [found.path("orders")],
+            clients=clients, expect=events, timeout=120, per_second=250,
+        ) as client:  # fmt: skip
+            client.until_open()
+            before = found.cpu()
+            sender = found.start_send("single", "orders", events)
+            received = client.result()
+            spent = _spent(before, found.cpu())
+            found.collect(sender)
+    return _delivered(received, spent)
+
+
+def _delivered(received: Figures, spent: dict[str, float]) -> Figures:
+    return {
+        "value": received["per_second"] or 0,
+        "cpu": spent,
+        "client_busy": received["busy"],
+        **{fault: received[fault] for fault in FAULTS},
+    }
+
+
+def _fan_out_floor(bench: Bench, *, pushpin: bool) -> Figures:
+    clients, events = bench.scale.clients, bench.scale.events
+    if pushpin:
+        return _pushpin_floor(bench)
+    port = free_port()
+    process = Process(
+        [
+            sys.executable,
+            "-m",
+            "tests.bench.floor",
+            str(port),
+            str(clients),
+            str(events),
+        ]
+    )
+    with process:
+        process.wait_until(lambda: is_listening(port), "the floor listens")
+        with load(port, ["/"], clients=clients, expect=events, timeout=120) as client:
+            client.until_open()
+            before = {"web": cpu_seconds(process)}
+            received = client.result()
+            return _delivered(received, _spent(before, {"web": cpu_seconds(process)}))
+
+
+def _pushpin_floor(bench: Bench) -> Figures:
+    """The same bytes POSTed by 100 to Pushpin, whose streams this project has opened."""
+    import requests
+
+    clients, events = bench.scale.clients, bench.scale.events
+    from eventstream.storage import OutboxRow
+    from eventstream.targets.grip import event_item
+    from tests.bench.send import payload
+
+    with bench.ours(pushpin=True) as found:
+        found.start_web()
+        pushpin = found.stack.pushpin
+        assert pushpin is not None
+        with load(
+            found.port, [found.path("orders")],
+            clients=clients, expect=events, timeout=120, per_second=250,
+        ) as client:  # fmt: skip
+            client.until_open()
+            time.sleep(2)
+            before = found.cpu()
+            url = f"http://127.0.0.1:{pushpin.config.publish_port}/publish/"
+            session = requests.Session()
+            for first in range(1, events + 1, 100):
+                items = [
+                    event_item(
+                        OutboxRow(
+                            n, n, 0, "orders", n, "message", json.dumps(payload(n)), ""
+                        )
+                    )
+                    for n in range(first, min(first + 100, events + 1))
+                ]
+                session.post(url, json={"items": items}, timeout=30).raise_for_status()
+            received = client.result()
+            return _delivered(received, _spent(before, found.cpu()))
+
+
+# --- holding
+
+
+def idle(bench: Bench, side: str) -> Figures:
+    """Streams that nothing is sent to: memory each, connections, queries, CPU."""
+    count = bench.scale.streams
+    if side == "floor":
+        port = free_port()
+        process = Process(
+            [
+                sys.executable, "-m", "uvicorn", "tests.bench.floor:application",
+                "--port", str(port), "--log-level", "critical",
+            ]
+        )  # fmt: skip
+        with process:
+            process.wait_until(lambda: is_listening(port), "the floor listens")
+            return _hold(process, port, ["/"], count, None)
+    with bench.ours() as found:
+        web = found.start_web()
+        with load(found.port, [found.path("warm")]) as client:
+            client.until_open()
+        return _hold(web, found.port, [found.path("orders")], count, found.env["ES_DB"])
+
+
+def _hold(
+    web: Process, port: int, paths: list[str], count: int, url: str | None
+) -> Figures:
+    empty = memory_bytes(web)
+    with load(port, paths, clients=count, expect=1, timeout=600) as client:
+        opened = client.until_open(timeout=300)
+        time.sleep(3)
+        memory = memory_bytes(web)
+        queries = _count_queries(url)
+        cpu, began = cpu_seconds(web), time.monotonic()
+        time.sleep(20)
+        seconds = time.monotonic() - began
+        share = (cpu_seconds(web) - cpu) / seconds
+        return {
+            "value": (memory - empty) / count,
+            "cpu_share": share,
+            "opened_in": opened["seconds"],
+            "connections": _count_connections(url),
+            "queries_per_second": (_count_queries(url) - queries) / seconds,
+        }
+
+
+def _count_queries(url: str | None) -> int:
+    """Return how many transactions the database has ended, this question's included."""
+    if url is None:
+        return 0
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+        ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _count_connections(url: str | None) -> int:
+    if url is None:
+        return 0
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND pid <> pg_backend_pid()"
+        ).fetchone()
+    return int(row[0]) if row else 0
+
+
+# --- coming back
+
+
+def catch_up(bench: Bench, side: str, *, pushpin: bool, clients: int) -> Figures:
+    """Events a second and client, of a backlog, until all have the last one."""
+    count = bench.scale.backlog
+    if side == "floor":
+        return _read_floor(bench, count)
+    with bench.side(side, pushpin=pushpin) as found:
+        found.start_web()
+        found.send("bulk", 1, count, 1000)
+        if isinstance(found, Ours):
+            found.stack.run(
+                "from eventstream.storage import get_storage\n"
+                "for p in range(16): get_storage().number_all('default', p)"
+            )
+        before = found.cpu()
+        with load(
+            found.port, [found.path("bulk")], clients=clients, expect=count, after=0,
+            last_event_id=found.event_id("bulk", 1), timeout=120, retry=600,
+        ) as client:  # fmt: skip
+            received = client.result()
+        spent = _spent(before, found.cpu())
+        seconds = received["last_at"] - received["started_at"]
+        return {
+            "value": received["deliveries"] / seconds if received["deliveries"] else 0,
+            "seconds": seconds,
+            "finished": received["done"],
+            "cpu": spent,
+            **{fault: received[fault] for fault in FAULTS},
+        }
+
+
+def _read_floor(bench: Bench, count: int) -> Figures:
+    with bench.ours() as found:
+        found.send("bulk", 1, count, 1000)
+        out = found.stack.run(
+            "import time\n"
+            "from eventstream.storage import get_storage\n"
+            "from eventstream.models import Event\n"
+            "for p in range(16): get_storage().number_all('default', p)\n"
+            "t = time.perf_counter(); after = 0\n"
+            "while True:\n"
+            "    rows = list(Event.objects.filter(channel='bulk', eid__gt=after)"
+            ".order_by('eid').values_list('eid', 'type', 'data', 'skip_users')[:1000])\n"
+            "    if not rows: break\n"
+            "    after = rows[-1][0]\n"
+            "print(time.perf_counter() - t)\n"
+        )
+        seconds = float(out.splitlines()[-1])
+        return {"value": count / seconds, "seconds": seconds}
+
+
+def return_at_once(bench: Bench, side: str) -> Figures:
+    """Clients, each a hundred events behind, come back when the web process is new."""
+    clients = bench.scale.clients
+    with bench.ours() as found:
+        url = found.env["ES_DB"]
+        found.send("bulk", 1, 200, 1000)
+        found.stack.run(
+            "from eventstream.storage import get_storage\n"
+            "for p in range(16): get_storage().number_all('default', p)"
+        )
+        found.start_web()
+        most = 0
+        with load(
+            found.port, [found.path("bulk")], clients=clients, expect=200, after=100,
+            last_event_id="bulk:100", per_second=2000, timeout=60,
+        ) as client:  # fmt: skip
+
+            def is_over() -> bool:
+                nonlocal most
+                most = max(most, _count_connections(url))
+                return "deliveries" in client.process.output()
+
+            wait_for(is_over, "all are back", timeout=60)
+            received = client.result()
+    return {
+        "value": received["last_at"] - received["started_at"],
+        "connections": most,
+        "finished": received["done"],
+        **{fault: received[fault] for fault in FAULTS},
+    }
+
+
+# --- pruning
+
+
+def prune(bench: Bench, side: str) -> Figures:
+    """Rows deleted a second, and the longest wait of a sender meanwhile."""
+    count = bench.scale.pruned
+    with bench.ours() as found:
+        url = found.env["ES_DB"]
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO eventstream_event (partition, kind, channel, position, eid, "
+                "type, data, skip_users, created) SELECT 3, 0, 'old', n, n, 'message', "
+                "repeat('x', 80), '', now() - interval '2 days' "
+                "FROM generate_series(1, %s) n",
+                [count],
+            )
+            connection.execute(
+                "INSERT INTO eventstream_partition (number, last_position) VALUES (3, %s)",
+                [count],
+            )
+            connection.execute("VACUUM ANALYZE eventstream_event")
+            if side == "floor":
+                began = time.monotonic()
+                connection.execute(
+                    "DELETE FROM eventstream_event WHERE channel = 'old'"
+                )
+                return {"value": count / (time.monotonic() - began)}
+        out = (
+            found.stack.run(
+                "import time\nfrom eventstream import jobs\n"
+                "t = time.perf_counter(); jobs.prune('default')\n"
+                "print(time.perf_counter() - t)"
+            )
+            if side == "alone"
+            else _prune_beside_sender(found)
+        )
+        seconds, longest = (float(part) for part in out.split()[-2:])
+        return {"value": count / seconds, "longest_ms": longest * 1000}
+
+
+def _prune_beside_sender(found: Ours) -> str:
+    sender = found.start_send("until", "orders", 8, 0)
+    out = found.stack.run(
+        "import time\nfrom eventstream import jobs\n"
+        "t = time.perf_counter(); jobs.prune('default')\n"
+        "print(time.perf_counter() - t)"
+    )
+    return f"{out.split()[-1]} {found.collect(sender)['longest']}"
+
+
+class Case(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        name: Its key in the results.
+        title: What the page says.
+        unit: Of its value.
+        sides: Who takes part.
+        run: One round of one side.
+        is_low_good: Less is better.
+        to_floor, to_peer: The least ratio that is aimed at (the most, where low is good).
+    """
+
+    name: str
+    title: str
+    unit: str
+    sides: tuple[str, ...]
+    run: Callable[[Bench, str], Figures]
+    is_low_good: bool = False
+    to_floor: float | None = None
+    to_peer: float | None = None
+
+
+ALL = ("floor", "peer", "ours")
+CASES = [
+    Case("send", "send_event, one process, a transaction each", "events/s", ALL, send_single, to_floor=0.8, to_peer=3),
+    Case("send-held", "send_event, 4 processes, one channel, transactions of 5 ms", "events/s", ("peer", "ours"), send_held, to_peer=4),
+    Case("send-bulk", "send_events, 1,000 a call", "events/s", ("floor", "ours"), send_bulk, to_floor=0.7),
+    Case("latency-direct", "commit to client, direct, 100 events/s", "ms (p50)", ("peer", "ours"), partial(latency, pushpin=False), is_low_good=True, to_peer=1),
+    Case("latency-pushpin", "commit to client, Pushpin, 100 events/s", "ms (p50)", ("peer", "ours"), partial(latency, pushpin=True), is_low_good=True, to_peer=1),
+    Case("relay-pushpin-one", "confirmed, one channel, Pushpin", "events/s", ("floor", "ours"), partial(relay, channels="one", pushpin=True), to_floor=0.5),
+    Case("relay-pushpin-many", "confirmed, many channels, Pushpin", "events/s", ("floor", "ours"), partial(relay, channels="many", pushpin=True), to_floor=0.5),
+    Case("relay-bus-one", "confirmed, one channel, bus", "events/s", ("ours",), partial(relay, channels="one", pushpin=False)),
+    Case("relay-bus-many", "confirmed, many channels, bus", "events/s", ("ours",), partial(relay, channels="many", pushpin=False)),
+    Case("fan-out-pushpin", "fan-out, Pushpin", "deliveries/s", ALL, partial(fan_out, pushpin=True), to_floor=0.8, to_peer=1.5),
+    Case("fan-out-direct", "fan-out, direct", "deliveries/s", ALL, partial(fan_out, pushpin=False), to_floor=0.5, to_peer=5),
+    Case("idle", "idle streams, direct", "bytes a stream", ("floor", "ours"), idle, is_low_good=True, to_floor=1.2),
+    Case("catch-up-direct", "catch-up, one client, direct", "events/s", ALL, partial(catch_up, pushpin=False, clients=1), to_floor=0.5, to_peer=1),
+    Case("catch-up-pushpin", "catch-up, one client, Pushpin", "events/s", ALL, partial(catch_up, pushpin=True, clients=1), to_floor=0.5, to_peer=1),
+    Case("catch-up-crowd", "catch-up, 100 clients at once, Pushpin", "events/s", ALL, partial(catch_up, pushpin=True, clients=100), to_floor=0.5, to_peer=1),
+    Case("return", "all return at once, each 100 behind, new web process", "s", ("ours",), return_at_once, is_low_good=True),
+    Case("prune", "prune while sending", "rows/s", ("floor", "ours"), prune, to_floor=0.7),
+]  # fmt: skip
+
+
+def describe_machine() -> str:
+    """Say what is measured on, for the page."""
+    memory = psutil.virtual_memory().total // 2**30
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text()
+        names = [
+            line.partition(":")[2].strip()
+            for line in text.splitlines()
+            if line.startswith("model name")
+        ]
+        if names:
+            return f"{len(names)} of {names[0]}, {memory} GB"
+    return f"{psutil.cpu_count()} processors, {memory} GB"

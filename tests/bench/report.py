@@ -1,0 +1,145 @@
+"""The results as a table and a plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.bench.cases import CASES, Case
+
+_COLOURS = {"floor": "#9aa0a6", "peer": "#c5221f", "ours": "#1a73e8"}
+_INTRO = """# Benchmarks
+
+Both sides on one machine ({machine}, Python {python}), {date}: PostgreSQL with its durable defaults, model storage,
+uvicorn with uvloop, the same load client (`tests/bench/load.py`), rounds of the sides in turn ({rounds} each). The peer is
+django-eventstream 5.3.4 in a virtual environment of its own. Everything shares the machine, so compare within a row.
+
+    make bench            # fills this page; QUICK=1 for a look, ONLY='send idle' for some rows
+
+Medians, and in brackets the least and the most of the rounds. *Floor* is the same work with nothing around it: what
+each one is, is in `tests/bench/cases.py`. A ratio in bold misses what it aims at.
+
+| | unit | floor | peer | this project | of the floor | of the peer | aim |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def _cell(side: dict[str, Any] | None) -> str:
+    if side is None:
+        return "-"
+    if "median" not in side:
+        return "cannot run, see below"
+    text = f"{_number(side['median'])} ({_number(side['least'])} … {_number(side['most'])})"
+    return text
+
+
+def _ratio(case: Case, sides: dict[str, Any], other: str, aim: float | None) -> str:
+    mine = sides.get("ours", {}).get("median")
+    theirs = sides.get(other, {}).get("median")
+    if not mine or not theirs:
+        return "-"
+    ratio = mine / theirs
+    text = f"{ratio:.2f}"
+    if aim is not None and (ratio > aim if case.is_low_good else ratio < aim):
+        return f"**{text}**"
+    return text
+
+
+def _aim(case: Case) -> str:
+    sign = "≤" if case.is_low_good else "≥"
+    parts = []
+    if case.to_floor is not None:
+        parts.append(f"{sign} {case.to_floor:g} of the floor")
+    if case.to_peer is not None:
+        parts.append(f"{sign} {case.to_peer:g} of the peer")
+    return ", ".join(parts) or "-"
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the rows of the page."""
+    lines = []
+    for case in CASES:
+        sides = results.get(case.name)
+        if sides is None:
+            continue
+        cells = [_cell(sides.get(side)) for side in ("floor", "peer", "ours")]
+        ratios = [
+            _ratio(case, sides, "floor", case.to_floor),
+            _ratio(case, sides, "peer", case.to_peer),
+        ]
+        lines.append(
+            f"| {case.title} | {case.unit} | {' | '.join(cells)} | "
+            f"{' | '.join(ratios)} | {_aim(case)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def notes(results: dict[str, Any]) -> str:
+    """Return everything else that was measured, row by row."""
+    lines = ["\n## What else was measured\n"]
+    for case in CASES:
+        for name, side in results.get(case.name, {}).items():
+            rounds = side["rounds"]
+            last = {k: v for k, v in rounds[-1].items() if k != "value"}
+            wrong = {
+                fault: sum(r.get(fault) or 0 for r in rounds)
+                for fault in ("missing", "twice", "disorder")
+                if any(r.get(fault) for r in rounds)
+            }
+            text = ", ".join(
+                f"{k} {round(v, 3) if isinstance(v, float) else v}"
+                for k, v in last.items()
+            )
+            flag = f" **Wrong, in all rounds: {wrong}.**" if wrong else ""
+            lines.append(f"- {case.title}, {name}: {text}.{flag}")
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Draw each row's sides beside each other, as a share of the greatest."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "eventstream"
+    cases = [case for case in CASES if case.name in results]
+    figure, axes = plt.subplots(
+        len(cases), 1, figsize=(8, 0.75 * len(cases) + 0.5), layout="constrained"
+    )
+    for case, axis in zip(cases, list(axes) if len(cases) > 1 else [axes], strict=True):
+        sides = {n: s for n, s in results[case.name].items() if "median" in s}
+        names = list(sides)[::-1]
+        values = [sides[n]["median"] for n in names]
+        spread = [
+            [sides[n]["median"] - sides[n]["least"] for n in names],
+            [sides[n]["most"] - sides[n]["median"] for n in names],
+        ]
+        axis.barh(names, values, xerr=spread, color=[_COLOURS[n] for n in names])
+        axis.set_title(f"{case.title}, {case.unit}", fontsize=8, loc="left")
+        axis.tick_params(labelsize=7)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def write(path: Path, directory: Path, *, is_quick: bool) -> None:
+    """Write the page and its plot beside the results; of a quick run, only print."""
+    content = json.loads(path.read_text())
+    results = content["results"]
+    print(table(results))
+    if is_quick:
+        return
+    plot(results, directory / "sides.svg")
+    page = _INTRO.format(**content) + table(results) + "\n![Sides](sides.svg)\n"
+    limits = directory / "findings.md"
+    page += "\n[What falls short, and why](findings.md)\n" if limits.exists() else ""
+    (directory / "README.md").write_text(page + notes(results))

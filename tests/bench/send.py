@@ -1,0 +1,195 @@
+"""What the sending processes run, on either side: `python send.py SIDE WHAT …`.
+
+Imports nothing of this repository but the side's own package, so that the peer's virtual
+environment can run it, too. Writes one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+PAD = "x" * 40
+
+
+def payload(number: int, *, sent_at: int | None = None) -> dict[str, Any]:
+    """Return an event's data: about a hundred bytes on the wire."""
+    return {"n": number, "t": sent_at or time.time_ns(), "pad": PAD}
+
+
+def sender(side: str) -> Callable[[str, dict[str, Any]], object]:
+    """Return the function that sends one event in a transaction of its own."""
+    if side == "peer":
+        from django_eventstream import send_event as send_peer
+
+        return lambda channel, data: send_peer(channel, "message", data)
+    if side == "floor":
+        from eventstream.models import Event
+
+        rows = Event.objects
+        return lambda channel, data: rows.create(
+            partition=0, channel=channel, type="message", data=json.dumps(data)
+        )
+    from eventstream import send_event
+
+    return lambda channel, data: send_event(channel, "message", data)
+
+
+def run_single(side: str, channel: str, count: int, first: int) -> dict[str, Any]:
+    """Send as fast as it goes."""
+    send = sender(side)
+    for number in range(first, first + 20):
+        send("warm", payload(number))
+    started, cpu = time.perf_counter(), time.process_time()
+    longest = 0.0
+    for number in range(first, first + count):
+        before = time.perf_counter()
+        send(channel, payload(number))
+        longest = max(longest, time.perf_counter() - before)
+    seconds = time.perf_counter() - started
+    return {
+        "count": count,
+        "seconds": seconds,
+        "cpu": time.process_time() - cpu,
+        "longest": longest,
+    }
+
+
+def run_until(side: str, channel: str, seconds: float, held: float) -> dict[str, Any]:
+    """Send for so long, each in a transaction held open for some seconds."""
+    from django.db import transaction
+
+    send = sender(side)
+    send("warm", payload(1))
+    deadline, count, longest = time.perf_counter() + seconds, 0, 0.0
+    while time.perf_counter() < deadline:
+        before = time.perf_counter()
+        if held:
+            with transaction.atomic():
+                send(channel, payload(count))
+                time.sleep(held)
+        else:
+            send(channel, payload(count))
+        longest = max(longest, time.perf_counter() - before)
+        count += 1
+    return {"count": count, "seconds": seconds, "longest": longest}
+
+
+def run_crossed(side: str, name: str, seconds: float, held: float) -> dict[str, Any]:
+    """Send to two channels in one transaction, in an order that depends on the process."""
+    from django.db import DatabaseError, transaction
+
+    send = sender(side)
+    channels = ["cross-a", "cross-b"]
+    if int(name) % 2:
+        channels.reverse()
+    deadline, count, failed = time.perf_counter() + seconds, 0, 0
+    while time.perf_counter() < deadline:
+        try:
+            with transaction.atomic():
+                send(channels[0], payload(count))
+                time.sleep(held)
+                send(channels[1], payload(count))
+            count += 2
+        except DatabaseError:
+            failed += 1
+    return {"count": count, "seconds": seconds, "failed": failed}
+
+
+def run_rate(side: str, channel: str, count: int, rate: float) -> dict[str, Any]:
+    """Send at a steady rate; say when each event's row was committed."""
+    from django.db import transaction
+
+    send = sender(side)
+    committed: list[tuple[int, int]] = []
+    if side == "peer":
+        from django_eventstream.storage import DjangoModelStorage
+
+        append = DjangoModelStorage.append_event
+
+        def append_event(self: Any, *arguments: Any) -> Any:
+            event = append(self, *arguments)
+            committed.append((len(committed) + 1, time.time_ns()))
+            return event
+
+        DjangoModelStorage.append_event = append_event
+    started = time.perf_counter()
+    for number in range(1, count + 1):
+        delay = started + number / rate - time.perf_counter()
+        if delay > 0:
+            time.sleep(delay)
+        data = payload(number)
+        if side == "peer":
+            send(channel, data)
+        else:
+            with transaction.atomic():
+                # The first to be called on commit: before the wake-up.
+                transaction.on_commit(
+                    lambda n=number: committed.append((n, time.time_ns()))  # type: ignore[misc]
+                )
+                send(channel, data)
+    seconds = time.perf_counter() - started
+    return {"count": count, "seconds": seconds, "committed": committed}
+
+
+def run_bulk(side: str, channels: int, count: int, size: int) -> dict[str, Any]:
+    """Send in bulk, to channels in turn; to one, its events are numbered from 1."""
+    names = ["bulk"] if channels == 1 else [f"bulk-{n}" for n in range(channels)]
+    started, cpu = time.perf_counter(), time.process_time()
+    for first in range(1, count + 1, size):
+        numbers = range(first, min(first + size, count + 1))
+        pairs = [(names[n % channels], payload(n)) for n in numbers]
+        if side == "floor":
+            from eventstream.models import Event
+
+            Event.objects.bulk_create(
+                [
+                    Event(partition=0, channel=c, type="message", data=json.dumps(d))
+                    for c, d in pairs
+                ]
+            )
+        elif side == "ours":
+            from eventstream import EventSpec, send_events
+
+            send_events(EventSpec(c, "message", d) for c, d in pairs)
+        else:
+            send = sender(side)
+            for channel, data in pairs:
+                send(channel, data)
+    seconds = time.perf_counter() - started
+    return {"count": count, "seconds": seconds, "cpu": time.process_time() - cpu}
+
+
+def main() -> None:
+    side, what, *arguments = sys.argv[1:]
+    import django
+
+    django.setup()
+    if what == "single":
+        result = run_single(side, arguments[0], int(arguments[1]), 1)
+    elif what == "until":
+        result = run_until(side, arguments[0], float(arguments[1]), float(arguments[2]))
+    elif what == "crossed":
+        result = run_crossed(
+            side, arguments[0], float(arguments[1]), float(arguments[2])
+        )
+    elif what == "rate":
+        result = run_rate(side, arguments[0], int(arguments[1]), float(arguments[2]))
+    else:
+        result = run_bulk(side, *[int(argument) for argument in arguments])
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
+    # The peer publishes from threads that outlive this function.
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(5)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
