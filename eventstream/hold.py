@@ -51,7 +51,11 @@ def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
     page = read_page(reader, is_opening=True)
     options = conf.get_options()
     preamble = sse.encode_preamble(
-        options.padding, options.retry, format_position(page.begin)
+        options.padding,
+        options.retry,
+        format_position(page.begin),
+        head=format_position(page.heads),
+        keep_alive=options.keep_alive,
     )
     return _respond(request, reader, page.positions, preamble + page.text, page.is_last)
 

@@ -332,7 +332,11 @@ class Hub:
             if beginnings:
                 await subscriber.wait_until_checked()
             opening = sse.encode_preamble(
-                options.padding, options.retry, subscriber.event_id()
+                options.padding,
+                options.retry,
+                subscriber.event_id(),
+                head=format_position({s.name: s.head for s in states if s.is_reliable}),
+                keep_alive=options.keep_alive,
             )
             if not subscriber.error:
                 opening += self._encode_beginnings(subscriber, beginnings)

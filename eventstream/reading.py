@@ -92,12 +92,14 @@ class Page:
             state, which a client that is cut off before it must come back for.
         positions: Where that leaves the reader, in every reliable channel.
         is_last: Whether the reader has caught up.
+        heads: The newest event id of every reliable channel, as this read began.
     """
 
     text: str = field(repr=False)  # logs and error pages must not show it
     begin: dict[str, int]
     positions: dict[str, int]
     is_last: bool
+    heads: dict[str, int]
 
 
 def read_request(request: HttpRequest, view_kwargs: Mapping[str, Any]) -> Reader:
@@ -292,7 +294,7 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
         first.append(encode_initial_state(body, format_position(now)))
     if parts:
         instruments.active.catch_up("proxy")
-    return Page("".join([*first, *parts]), begin, positions, is_last)
+    return Page("".join([*first, *parts]), begin, positions, is_last, heads)
 
 
 def encode_log_event(event: LogEvent, event_id: str) -> str:

@@ -70,19 +70,29 @@ def encode_error(
     return encode_event("stream-error", json.dumps(data), event_id)
 
 
-def encode_preamble(padding: int, retry: int | None, event_id: str = "") -> str:
+def encode_preamble(
+    padding: int,
+    retry: int | None,
+    event_id: str = "",
+    *,
+    head: str = "",
+    keep_alive: float = 0,
+) -> str:
     """Return what opens a stream: padding, retry and stream-open.
 
     stream-open carries the position, so that a client which is cut off before its first
-    event comes back from there and not from wherever the channel is by then.
+    event comes back from there and not from wherever the channel is by then. Its data
+    tell a client when it has caught up, and how long a silence is suspicious.
 
     Args:
         padding: Bytes of comment, which make some browsers and proxies show the stream
             at once. 0 for none.
         retry: Milliseconds that the client waits before it reconnects; None for its own.
         event_id: The position at which the stream begins; "" where nothing is stored.
+        head: The position of the newest events; "" where nothing is stored.
+        keep_alive: Seconds of silence after which the stream gets a keep-alive.
     """
     comment = f":{' ' * padding}\n\n" if padding else ""
     retry_line = "" if retry is None else f"retry: {retry}\n"
-    id_line = f"id: {event_id}\n" if event_id else ""
-    return f"{comment}{retry_line}{id_line}event: stream-open\ndata:\n\n"
+    data = json.dumps({"head": head, "keep_alive": keep_alive})
+    return f"{comment}{retry_line}{encode_event('stream-open', data, event_id or None)}"

@@ -29,7 +29,8 @@ def test_events_arrive_once_in_order_with_consecutive_ids(stack: Stack) -> None:
         stack.send("order", 3)
         stack.send("order", 2)
 
-        assert opening == Message(type="stream-open", data="", id="order:0")
+        assert (opening.type, opening.id) == ("stream-open", "order:0")
+        assert json.loads(opening.data) == {"head": "order:0", "keep_alive": 20}
         assert stream.parser.retry == 2000
         expected = messages("order", 1, 3) + messages("order", 4, 5)
         assert stream.take(5) == expected
@@ -82,7 +83,10 @@ def test_client_that_comes_back_gets_what_it_missed(stack: Stack, way: str) -> N
     else:
         stream = Stream(f"{url}&lastEventId={channel}:2")
 
-    with stream.open():
+    with stream:
+        opening = stream.next()
+        assert opening.id == f"{channel}:2"
+        assert json.loads(opening.data)["head"] == f"{channel}:5"
         assert stream.take(3) == messages(channel, 3, 5, data=2)
         stack.send(channel, 1)
         assert stream.next() == messages(channel, 6, 6)[0]

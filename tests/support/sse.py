@@ -30,10 +30,7 @@ class Message:
 
 
 class Parser:
-    """text/event-stream as WHATWG HTML 9.2.6 has it, but dispatching empty data too.
-
-    A browser drops events without data; the tests want to see stream-open.
-    """
+    """text/event-stream as WHATWG HTML 9.2.6 has it, for streams that end lines by LF."""
 
     def __init__(self) -> None:
         self._buffer = b""

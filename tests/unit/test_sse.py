@@ -57,13 +57,18 @@ def test_reader_gets_the_data_with_line_feeds(data: str) -> None:
 
 
 def test_preamble_pads_sets_retry_and_opens_at_the_position() -> None:
-    text = sse.encode_preamble(4, 2000, "orders:3")
+    text = sse.encode_preamble(4, 2000, "orders:3", head="orders:9", keep_alive=20)
 
-    assert text == (":    \n\nretry: 2000\nid: orders:3\nevent: stream-open\ndata:\n\n")
+    assert text == (
+        ":    \n\nretry: 2000\nid: orders:3\nevent: stream-open\n"
+        'data: {"head": "orders:9", "keep_alive": 20}\n\n'
+    )
 
 
 def test_preamble_leaves_out_what_is_not_wanted() -> None:
-    assert sse.encode_preamble(0, None) == "event: stream-open\ndata:\n\n"
+    assert sse.encode_preamble(0, None) == (
+        'event: stream-open\ndata: {"head": "", "keep_alive": 0}\n\n'
+    )
 
 
 def test_reset_names_the_channels_in_order() -> None:
