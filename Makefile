@@ -34,7 +34,18 @@ system: $(STAMP) # what the tests need and pip does not have
 	@command -v promtool >/dev/null || sh deploy/apt.sh prometheus
 	@command -v faketime >/dev/null || sh deploy/apt.sh faketime
 
-test: system ## the whole suite, on real servers that it starts itself; ARGS for pytest
+js/node_modules/.stamp: $(STAMP) js/package.json # node and npm come with the Python packages
+	@PATH="$(CURDIR)/$(BIN):$$PATH" npm install --prefix js --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $@
+
+js: js/node_modules/.stamp ## build the browser client into eventstream/static
+	@cd js && ../$(BIN)/node build.ts ../eventstream/static/eventstream
+
+js-test: js/node_modules/.stamp ## types and unit tests of the browser client
+	cd js && ../$(BIN)/node node_modules/.bin/tsc
+	cd js && ../$(BIN)/node --test --test-reporter=dot 'tests/*.test.ts'
+
+test: system js-test ## the whole suite, on real servers that it starts itself; ARGS for pytest
 	$(BIN)/python -m pytest $(ARGS)
 	$(BIN)/python -m tests.support.postgres -- $(BIN)/python -m pytest tests/integration tests/proof/test_histories.py tests/proof/test_initial_states.py $(ARGS)
 
@@ -69,6 +80,6 @@ format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff format .
 
 clean: ## remove what these targets made
-	rm -rf .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf js/node_modules js/dist .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system test chaos mutations package matrix lint types format clean
+.PHONY: help venv demo demo-check system js js-test test chaos mutations package matrix lint types format clean

@@ -291,7 +291,10 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     for name, body in states.items():
         if name in heads:
             now[name] = positions[name]
-        first.append(encode_initial_state(body, format_position(now)))
+        # Where there is no log the position does not move: with its id again, a client
+        # would take the state for an event that it has had.
+        event_id = format_position(now) if name in heads else ""
+        first.append(encode_initial_state(body, event_id))
     if parts:
         instruments.active.catch_up("proxy")
     return Page("".join([*first, *parts]), begin, positions, is_last, heads)

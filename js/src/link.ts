@@ -1,0 +1,223 @@
+/**
+ * Keeps a connection, from wherever the cursor is: connects, notices that it is lost or has
+ * fallen silent, waits, connects again.
+ */
+
+import { backoff } from "./backoff.ts";
+import type { ParsedEvent } from "./parser.ts";
+import { isWithin } from "./position.ts";
+import type { Connection, End, Sink } from "./transport.ts";
+
+export type Status = "connecting" | "catching-up" | "live" | "offline" | "denied" | "closed";
+
+export interface LinkHost {
+  /** The cursor: where to connect from, and whether the head has been reached. */
+  position(): string | null;
+  /** Takes events in order. It may stop the link in between. */
+  receive(events: ParsedEvent[]): void;
+  onStatus(status: Status): void;
+  onOpen(): void;
+  /** The connection was lost, or an attempt failed; there will be another. */
+  onError(): void;
+  /** The server has refused; the link has stopped. */
+  onRefused(end: End): void;
+  /** The server has answered 204; the link has stopped. */
+  onDone(): void;
+}
+
+export interface LinkOptions {
+  open: (position: string | null, sink: Sink) => Connection;
+  /** Milliseconds: the most that backoff makes of the wait, unless `retry` is more. */
+  maxRetryTime: number;
+  /** Milliseconds of silence after which the connection is given up; null: by its keep-alive. */
+  silenceTimeout: number | null;
+  /** A 401 may be cured by asking the page for another token. */
+  canRenew: boolean;
+}
+
+const RETRY = 2_000;
+const SILENCE = 45_000;
+const CONNECT_TIMEOUT = 20_000;
+const QUIET = 1_000;
+const SPACING = 1_000;
+const STABLE = 10_000;
+const DAY = 86_400_000;
+
+export class Link {
+  readonly #host: LinkHost;
+  readonly #options: LinkOptions;
+  #connection: Connection | null = null;
+  #isStarted = false;
+  #isOpen = false;
+  #hasRenewed = false;
+  #attempt = 0;
+  #retry = RETRY;
+  #silence: number;
+  #head = "";
+  #status: Status = "connecting";
+  #openedAt = 0;
+  #startedAt = 0;
+  #heardAt = 0;
+  #notBefore = 0;
+  #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #quietTimer: ReturnType<typeof setTimeout> | undefined;
+  #watch: ReturnType<typeof setInterval> | undefined;
+
+  constructor(host: LinkHost, options: LinkOptions) {
+    this.#host = host;
+    this.#options = options;
+    this.#silence = options.silenceTimeout ?? SILENCE;
+  }
+
+  start(): void {
+    if (this.#isStarted) return;
+    this.#isStarted = true;
+    this.#attempt = 0;
+    this.#watch = setInterval(() => this.#check(), 2_000);
+    this.#setStatus("connecting");
+    const wait = this.#notBefore - Date.now();
+    if (wait > 0) this.#retryTimer = setTimeout(() => this.#connect(), wait);
+    else this.#connect();
+  }
+
+  stop(): void {
+    this.#isStarted = false;
+    clearInterval(this.#watch);
+    this.#drop();
+  }
+
+  listen(type: string): void {
+    this.#connection?.listen(type);
+  }
+
+  /** Gives the connection up, and comes back after the usual wait. */
+  fail(): void {
+    if (this.#connection) this.#onEnd({ kind: "lost", status: 0, wait: 0 });
+  }
+
+  /** Looks at once whether the connection is alive, and does not wait out a backoff. */
+  wake(reason: "online" | "visible"): void {
+    if (!this.#isStarted) return;
+    const now = Date.now();
+    if (this.#connection) {
+      // The network may be another one: what was sent through the old one is not coming.
+      if (reason === "online" && this.#startedAt < now - SPACING) this.#connect();
+      else this.#check();
+      return;
+    }
+    const wait = Math.max(this.#notBefore - now, this.#startedAt + SPACING - now, 0);
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = setTimeout(() => this.#connect(), wait);
+  }
+
+  #drop(): void {
+    clearTimeout(this.#retryTimer);
+    clearTimeout(this.#quietTimer);
+    this.#connection?.close();
+    this.#connection = null;
+    this.#isOpen = false;
+  }
+
+  #connect(): void {
+    this.#drop();
+    if (this.#attempt === 0) this.#setStatus("connecting");
+    this.#head = "";
+    this.#startedAt = this.#heardAt = Date.now();
+    const sink: Sink = {
+      onOpen: () => {
+        this.#isOpen = true;
+        this.#hasRenewed = false;
+        this.#openedAt = this.#heardAt = Date.now();
+        this.#settle();
+        this.#host.onOpen();
+      },
+      onEvents: (events) => this.#receive(events),
+      onRetry: (milliseconds) => {
+        this.#retry = Math.min(milliseconds, DAY);
+      },
+      onEnd: (end) => this.#onEnd(end),
+    };
+    this.#connection = this.#options.open(this.#host.position(), sink);
+  }
+
+  #receive(events: ParsedEvent[]): void {
+    this.#heardAt = Date.now();
+    if (!events.length) return;
+    for (const event of events) {
+      if (event.type === "stream-open") this.#readOpening(event.data);
+      else if (!event.type.startsWith("stream-") && event.type !== "keep-alive") this.#attempt = 0;
+    }
+    this.#host.receive(events);
+    if (!this.#isStarted) return;
+    const isAtHead = this.#head !== "" && isWithin(this.#head, this.#host.position() ?? "");
+    const isAlone = events.length === 1;
+    if (this.#status === "live" || isAtHead || (isAlone && events[0]!.type === "keep-alive")) {
+      clearTimeout(this.#quietTimer);
+      this.#setStatus("live");
+    } else {
+      this.#setStatus("catching-up");
+      if (this.#head) this.#settle(); // from another server: a second after it opened
+    }
+  }
+
+  /** Whoever has heard nothing for a second is not catching up, whatever the head was. */
+  #settle(): void {
+    clearTimeout(this.#quietTimer);
+    this.#quietTimer = setTimeout(() => this.#setStatus("live"), QUIET);
+  }
+
+  #readOpening(data: string): void {
+    this.#head = "";
+    try {
+      const opening = JSON.parse(data) as { head?: unknown; keep_alive?: unknown };
+      if (typeof opening.head === "string") this.#head = opening.head;
+      if (this.#options.silenceTimeout === null && Number(opening.keep_alive) > 0) {
+        // Two keep-alives may be late or lost; a third is not coming.
+        this.#silence = Number(opening.keep_alive) * 2_000 + 5_000;
+      }
+    } catch {
+      // Another server's stream-open has no data.
+    }
+  }
+
+  #check(): void {
+    // Date, not a monotonic clock: that one stands still while a laptop sleeps.
+    const silent = Date.now() - this.#heardAt;
+    const limit = this.#isOpen ? this.#silence : Math.min(this.#silence || CONNECT_TIMEOUT, CONNECT_TIMEOUT);
+    if (limit && silent > limit) this.fail();
+  }
+
+  #onEnd(end: End): void {
+    const wasOpen = this.#isOpen;
+    const wasStable = wasOpen && Date.now() - this.#openedAt > STABLE;
+    this.#drop();
+    if (end.kind === "done") {
+      this.stop();
+      return this.#host.onDone();
+    }
+    if (end.kind === "refused") {
+      if (end.status !== 401 || !this.#options.canRenew || this.#hasRenewed) {
+        this.stop();
+        return this.#host.onRefused(end);
+      }
+      this.#hasRenewed = true;
+    }
+    if (wasStable) this.#attempt = 0;
+    const { onLine } = globalThis.navigator ?? {};
+    this.#setStatus(wasOpen && onLine !== false ? "connecting" : "offline");
+    this.#notBefore = end.wait ? Date.now() + Math.min(end.wait, DAY) : 0;
+    const wait = Math.max(
+      backoff(this.#attempt, this.#retry, this.#options.maxRetryTime),
+      // Not all in the very second in which the server lets them.
+      end.wait * (1 + Math.random() / 10),
+    );
+    this.#attempt += 1;
+    this.#retryTimer = setTimeout(() => this.#connect(), Math.min(wait, DAY));
+    this.#host.onError();
+  }
+
+  #setStatus(status: Status): void {
+    this.#status = status;
+    this.#host.onStatus(status);
+  }
+}

@@ -1,0 +1,37 @@
+/**
+ * Positions: `chanA:12,chanB:7`, with the names percent-encoded. Names stay as they come:
+ * the client compares and sends them back, and never needs to know what they mean.
+ */
+
+export type Position = Map<string, number>;
+
+/** Returns null for an id that is not a position: another server's, or "error". */
+export function parsePosition(text: string): Position | null {
+  const position: Position = new Map();
+  for (const part of text.split(",")) {
+    const match = /^\s*(.+):(\d{1,19})\s*$/.exec(part);
+    if (!match) return null;
+    position.set(match[1]!, Number(match[2]));
+  }
+  return position;
+}
+
+/** Equal positions give equal texts, in whatever order their channels came. */
+export function canonical(text: string): string {
+  return text
+    .split(",")
+    .map((part) => part.trim())
+    .sort()
+    .join(",");
+}
+
+/** Says whether `text` has nothing that `base` has not; false if either is no position. */
+export function isWithin(text: string, base: string): boolean {
+  const inner = parsePosition(text);
+  const outer = parsePosition(base);
+  if (!inner || !outer) return false;
+  for (const [channel, number] of inner) {
+    if (number > (outer.get(channel) ?? -1)) return false;
+  }
+  return true;
+}

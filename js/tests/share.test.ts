@@ -1,0 +1,237 @@
+/**
+ * Sharing, with the tabs all in one process: Node has BroadcastChannel and locks, too. Tabs
+ * of real browsers, which can be killed and frozen, are in tests/acceptance/test_browser.py.
+ */
+
+import assert from "node:assert/strict";
+import { test, type TestContext } from "node:test";
+
+import { EventStream } from "../src/eventstream.ts";
+import { event, open, opening, Recorder, Server, sleep, until } from "./server.ts";
+
+let names = 0;
+
+/** A log of one channel, served as eventstream does: from the position on, then live. */
+class Log {
+  server!: Server;
+  head = 0;
+  readonly #share = `t${process.pid}-${(names += 1)}`;
+  readonly #t: TestContext;
+
+  private constructor(t: TestContext, head: number) {
+    this.#t = t;
+    this.head = head;
+  }
+
+  static async start(t: TestContext, head = 0): Promise<Log> {
+    const log = new Log(t, head);
+    log.server = await Server.start(t, (response, { query }) => {
+      const from = Number((query.get("lastEventId") ?? `c:${log.head}`).slice(2));
+      let text = opening(`c:${from}`, `c:${log.head}`);
+      for (let id = from + 1; id <= log.head; id += 1) text += event(id);
+      open(response, text);
+    });
+    return log;
+  }
+
+  send(count = 1): void {
+    for (let n = 0; n < count; n += 1) this.server.write(event((this.head += 1)));
+  }
+
+  tab(from?: number, share: boolean | string = this.#share): Recorder {
+    return new Recorder(this.#t, this.server.url, { share, ...(from !== undefined && { lastEventId: `c:${from}` }) });
+  }
+
+  get connections(): number {
+    return this.server.responses.size;
+  }
+}
+
+function range(first: number, last: number): string[] {
+  return Array.from({ length: last - first + 1 }, (_, n) => String(first + n));
+}
+
+test("six tabs have one connection, and each receives everything once", async (t) => {
+  const log = await Log.start(t);
+  const tabs = range(1, 6).map(() => log.tab(0));
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+
+  log.send(50);
+  await until(() => tabs.every(({ data }) => data.length === 50), "all have everything");
+
+  assert.equal(log.server.requests.length, 1);
+  for (const { data, ids } of tabs) {
+    assert.deepEqual(data, range(1, 50));
+    assert.equal(ids.at(-1), "c:50");
+  }
+});
+
+test("a tab that comes late begins at its own page's position", async (t) => {
+  const log = await Log.start(t);
+  const first = log.tab(0);
+  await until(() => first.stream.status === "live", "it is live");
+  log.send(10);
+  await until(() => first.data.length === 10, "ten events");
+
+  const second = log.tab(7);
+  const third = log.tab();
+  await until(() => second.data.length === 3, "what its page was too old for");
+  await until(() => third.stream.status === "live", "it is live");
+  log.send(2);
+  await until(() => [second, third].every(({ data }) => data.at(-1) === "12"), "two more");
+
+  assert.deepEqual(second.data, range(8, 12));
+  assert.deepEqual(third.data, range(11, 12));
+  assert.equal(log.server.requests.length, 1);
+});
+
+test("a tab older than what the leader remembers reads alone until it is level", async (t) => {
+  const log = await Log.start(t, 40);
+  const first = log.tab(40);
+  await until(() => first.stream.status === "live", "it is live");
+
+  const second = log.tab(3);
+  await until(() => second.data.length === 37, "the backlog");
+  await until(() => log.connections === 1, "its own connection is over");
+  log.send(3);
+  await until(() => second.data.length === 40 && first.data.length === 3, "all of it");
+
+  assert.deepEqual(second.data, range(4, 43));
+  assert.deepEqual(first.data, range(41, 43));
+  assert.equal(log.server.requests.length, 2);
+});
+
+test("a tab whose page is ahead of the leader gets nothing twice", async (t) => {
+  const log = await Log.start(t);
+  const first = log.tab(0);
+  await until(() => first.stream.status === "live", "it is live");
+  log.head = 2; // numbered, and on its way to the leader's connection
+  const second = log.tab(2);
+  await until(() => second.stream.status === "live", "it is live, alone");
+
+  log.server.responses.forEach((response) => response.write(event(1) + event(2)));
+  await until(() => first.data.length === 2, "they arrive");
+  await until(() => log.connections === 1, "the two are level");
+  log.send();
+  await until(() => second.data.length && first.data.length === 3, "the next");
+
+  assert.deepEqual(first.data, range(1, 3));
+  assert.deepEqual(second.data, range(3, 3));
+});
+
+test("when the leader is closed another goes on from its own cursor", async (t) => {
+  const log = await Log.start(t);
+  const tabs = range(1, 5).map(() => log.tab(0));
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+  const closed: Recorder[] = [];
+
+  for (let round = 1; round <= 4; round += 1) {
+    log.send(5);
+    const open = tabs.filter((tab) => !closed.includes(tab));
+    await until(() => open.every(({ data }) => data.length === round * 5), "five events");
+    const leader = open[0]!; // they got in line in this order
+    leader.stream.close();
+    closed.push(leader);
+    log.send(0);
+    await until(() => log.server.requests.length === round + 1, "another connects");
+  }
+  log.send(5);
+  await until(() => tabs[4]!.data.length === 25, "the last five");
+
+  assert.deepEqual(tabs[4]!.data, range(1, 25));
+  for (const [index, { data }] of closed.entries()) assert.deepEqual(data, range(1, (index + 1) * 5));
+});
+
+test("events sent while nobody leads are missed by none", async (t) => {
+  const log = await Log.start(t);
+  const [first, second, third] = [log.tab(0), log.tab(0), log.tab(0)];
+  await until(() => third.stream.status === "live", "all are live");
+
+  first.stream.close();
+  log.head += 3;
+  await until(() => second.data.length === 3 && third.data.length === 3, "three events");
+  log.send(2);
+  await until(() => second.data.length === 5 && third.data.length === 5, "two more");
+
+  assert.deepEqual(second.data, range(1, 5));
+  assert.deepEqual(third.data, range(1, 5));
+});
+
+test("tabs that come and go under load miss nothing and get nothing twice", async (t) => {
+  const log = await Log.start(t);
+  const tabs: [Recorder, number][] = [];
+  const sender = setInterval(() => log.send(3), 4);
+  t.after(() => clearInterval(sender));
+  for (let round = 0; round < 40; round += 1) {
+    await sleep(25);
+    const from = Math.max(0, log.head - (round % 4) * 7);
+    tabs.push([log.tab(from), from]);
+    if (round % 3 === 2) tabs[Math.floor(round / 2)]![0].stream.close();
+    if (round % 9 === 8) log.server.cut();
+  }
+  clearInterval(sender);
+  const last = log.head;
+  const open = tabs.filter(([{ stream }]) => stream.readyState !== EventStream.CLOSED);
+  await until(() => open.every(([{ data }, from]) => data.length >= last - from), "all have everything", 20_000);
+  await until(() => log.connections === 1, "one connection is left");
+
+  assert.ok(open.length > 20);
+  for (const [{ data, stream }, from] of tabs) {
+    const end = stream.readyState === EventStream.CLOSED ? Number(data.at(-1) ?? from) : last;
+    assert.deepEqual(data, range(from + 1, end));
+  }
+});
+
+test("a denied leader ends itself; each of the others asks for itself", async (t) => {
+  const log = await Log.start(t);
+  const tabs = [log.tab(0), log.tab(0), log.tab(0)];
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+
+  log.server.write(event("error", '{"condition": "forbidden", "text": "No."}', "stream-error"));
+  await until(() => log.server.requests.length === 2, "the second asks");
+  log.send();
+
+  await until(() => tabs[2]!.data.length, "it may read");
+  assert.deepEqual(tabs.map(({ stream }) => stream.status), ["denied", "live", "live"]);
+});
+
+test("a reset reaches all tabs, in its place", async (t) => {
+  const log = await Log.start(t);
+  const tabs = [log.tab(0), log.tab(0)];
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+
+  log.send();
+  log.server.write(event("c:0", '{"channels": ["c"]}', "stream-reset"));
+  log.head = 0;
+  log.send();
+  await until(() => tabs.every(({ data }) => data.length === 2), "both have both");
+
+  for (const { data, types } of tabs) {
+    assert.deepEqual(data, ["1", "1"]);
+    assert.ok(types.includes("stream-reset"));
+  }
+});
+
+test("a tab that hears nothing of the leader reads alone", async (t) => {
+  const log = await Log.start(t);
+  const name = `eventstream:frozen:-:${log.server.url}`;
+  let free!: () => void;
+  // As a tab does that the browser has stopped without telling it.
+  void navigator.locks.request(name, () => new Promise<void>((resolve) => (free = resolve)));
+  t.after(() => free());
+
+  const tab = log.tab(0, "frozen");
+  await until(() => tab.stream.status === "live", "it is live");
+  log.send();
+
+  await until(() => tab.data.length, "the event");
+});
+
+test("tabs of other names have their own connections", async (t) => {
+  const log = await Log.start(t);
+  const tabs = [log.tab(0, "anna"), log.tab(0, "ben"), log.tab(0, true), log.tab(0, true)];
+
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+
+  assert.equal(log.server.requests.length, 3);
+});

@@ -1,0 +1,60 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { backoff, retryAfter } from "../src/backoff.ts";
+import { canonical, isWithin, parsePosition } from "../src/position.ts";
+
+test("a position has a number for each channel, and names stay as they come", () => {
+  assert.deepEqual([...parsePosition("a:12,caf%C3%A9%2F:0")!], [["a", 12], ["caf%C3%A9%2F", 0]]);
+  assert.deepEqual([...parsePosition("user:7:3")!], [["user:7", 3]]);
+});
+
+for (const text of ["", "error", "42", "a:", ":1", "a:1,", "a:-1", "a:1x"]) {
+  test(`${JSON.stringify(text)} is no position`, () => assert.equal(parsePosition(text), null));
+}
+
+test("equal positions are equal in whatever order", () => {
+  assert.equal(canonical("b:1, a:2"), canonical("a:2,b:1"));
+  assert.notEqual(canonical("b:1,a:2"), canonical("a:1,b:2"));
+});
+
+const WITHIN: [string, string, boolean][] = [
+  ["a:1", "a:1", true],
+  ["a:1", "a:2", true],
+  ["a:2", "a:1", false],
+  ["a:1,b:5", "a:9,b:5", true],
+  ["a:1,b:6", "a:9,b:5", false],
+  ["a:1,b:0", "a:9", false],
+  ["a:1", "a:9,b:3", true],
+  ["a:10", "a:9", false],
+  ["error", "a:1", false],
+  ["7", "9", false],
+];
+for (const [text, base, expected] of WITHIN) {
+  test(`${text} is ${expected ? "" : "not "}within ${base}`, () => assert.equal(isWithin(text, base), expected));
+}
+
+test("waits grow from retry to the cap, and have a random part from the first on", () => {
+  const least = [0, 1, 2, 3, 4, 9].map((n) => backoff(n, 2_000, 30_000, () => 0));
+  const most = [0, 1, 2, 3, 4, 9].map((n) => backoff(n, 2_000, 30_000, () => 1));
+
+  assert.deepEqual(least, [2_000, 2_000, 2_000, 2_000, 2_000, 2_000]);
+  assert.deepEqual(most, [4_000, 6_000, 10_000, 18_000, 30_000, 30_000]);
+});
+
+test("the server's retry is kept to, though it is above the cap; and 0 still grows", () => {
+  assert.equal(backoff(9, 60_000, 30_000, () => 0), 60_000);
+  assert.equal(backoff(9, 60_000, 30_000, () => 1), 120_000);
+  assert.equal(backoff(0, 0, 30_000, () => 0), 0);
+  assert.ok(backoff(12, 0, 30_000, () => 1) > 4_000);
+});
+
+test("Retry-After has seconds or a date", () => {
+  const now = Date.parse("2026-01-01T00:00:00Z");
+
+  assert.equal(retryAfter("120", now), 120_000);
+  assert.equal(retryAfter("Thu, 01 Jan 2026 00:00:30 GMT", now), 30_000);
+  assert.equal(retryAfter("Wed, 31 Dec 2025 00:00:00 GMT", now), 0);
+  assert.equal(retryAfter("soon", now), 0);
+  assert.equal(retryAfter(null, now), 0);
+});
