@@ -451,7 +451,10 @@ class Hub:
         parts = []
         for name, body in beginnings.items():
             subscriber.unbegun.discard(name)
-            parts.append(encode_initial_state(body, subscriber.event_id()))
+            # Where there is no log the position does not move: with its id again, a
+            # client would take the state for an event that it has had.
+            event_id = subscriber.event_id() if self._states[name].is_reliable else ""
+            parts.append(encode_initial_state(body, event_id))
         return "".join(parts)
 
     async def _read_state(self, state: ChannelState, user_id: str) -> tuple[int, str]:

@@ -222,7 +222,7 @@ def test_proxy_is_given_the_state_and_holds_from_its_position(
     response = open_stream(proxy, "channel=groups")
 
     assert [(m.type, m.id, m.data) for m in read(response)] == [
-        ("stream-open", "", ""),
+        ("stream-open", "", '{"head": "groups:1", "keep_alive": 20}'),
         ("initial-state", "groups:1", '["100 %%"]'),  # as the proxy expands it
     ]
     assert "events-groups; prev-id=1" in response["Grip-Channel"]
