@@ -79,6 +79,7 @@ export class EventStream extends EventTarget {
   #cursor: string | null;
   #isRunning = false;
   readonly #origin: string;
+  readonly #canRenew: boolean;
   readonly #link: Link;
   readonly #share: Share | null = null;
   readonly #types = new Set(["message", "keep-alive", "stream-open", "stream-reset", "stream-error"]);
@@ -94,6 +95,7 @@ export class EventStream extends EventTarget {
     this.url = address.href;
     this.#origin = address.origin;
     this.withCredentials = options.withCredentials ?? false;
+    this.#canRenew = typeof options.token === "function" || typeof options.headers === "function";
     this.#link = new Link(
       {
         position: () => this.#cursor,
@@ -108,7 +110,7 @@ export class EventStream extends EventTarget {
         open: this.#chooseTransport(options),
         maxRetryTime: checkTime("max_retry_time", options.max_retry_time) ?? MAX_RETRY_TIME,
         silenceTimeout: checkTime("silenceTimeout", options.silenceTimeout) ?? null,
-        canRenew: typeof options.token === "function" || typeof options.headers === "function",
+        canRenew: this.#canRenew,
       },
     );
     const name = this.#nameShare(options);
@@ -351,6 +353,10 @@ export class EventStream extends EventTarget {
         else init.lastEventId = this.lastEventId;
     }
     if (event instanceof StreamErrorEvent) {
+      if (event.condition === "token-expired" && this.#canRenew) {
+        this.#link.fail(); // comes back with another token
+        return false;
+      }
       // First, so that a handler can do something about it, and reconnect.
       if (event.condition === "internal-error") this.#link.fail();
       else this.#halt("denied");

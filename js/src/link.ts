@@ -39,6 +39,8 @@ const RETRY = 2_000;
 const SILENCE = 45_000;
 const CONNECT_TIMEOUT = 20_000;
 const QUIET = 1_000;
+// A server under load may take its time between the headers and stream-open.
+const OPENING = 5_000;
 const SPACING = 1_000;
 const STABLE = 10_000;
 const DAY = 86_400_000;
@@ -54,7 +56,7 @@ export class Link {
   #retry = RETRY;
   #silence: number;
   #head = "";
-  #status: Status = "connecting";
+  #isCaughtUp = false;
   #openedAt = 0;
   #startedAt = 0;
   #heardAt = 0;
@@ -122,13 +124,14 @@ export class Link {
     this.#drop();
     if (this.#attempt === 0) this.#setStatus("connecting");
     this.#head = "";
+    this.#isCaughtUp = false;
     this.#startedAt = this.#heardAt = Date.now();
     const sink: Sink = {
       onOpen: () => {
         this.#isOpen = true;
         this.#hasRenewed = false;
         this.#openedAt = this.#heardAt = Date.now();
-        this.#settle();
+        this.#settle(OPENING);
         this.#host.onOpen();
       },
       onEvents: (events) => this.#receive(events),
@@ -151,23 +154,28 @@ export class Link {
     if (!this.#isStarted) return;
     const isAtHead = this.#head !== "" && isWithin(this.#head, this.#host.position() ?? "");
     const isAlone = events.length === 1;
-    if (this.#status === "live" || isAtHead || (isAlone && events[0]!.type === "keep-alive")) {
+    this.#isCaughtUp ||= isAtHead;
+    if (this.#isCaughtUp || (isAlone && events[0]!.type === "keep-alive")) {
       clearTimeout(this.#quietTimer);
       this.#setStatus("live");
     } else {
       this.#setStatus("catching-up");
-      if (this.#head) this.#settle(); // from another server: a second after it opened
+      if (this.#head) this.#settle(QUIET); // from another server: some seconds after it opened
     }
   }
 
   /** Whoever has heard nothing for a second is not catching up, whatever the head was. */
-  #settle(): void {
+  #settle(quiet: number): void {
     clearTimeout(this.#quietTimer);
-    this.#quietTimer = setTimeout(() => this.#setStatus("live"), QUIET);
+    this.#quietTimer = setTimeout(() => {
+      this.#isCaughtUp = true;
+      this.#setStatus("live");
+    }, quiet);
   }
 
   #readOpening(data: string): void {
     this.#head = "";
+    this.#isCaughtUp = false;
     try {
       const opening = JSON.parse(data) as { head?: unknown; keep_alive?: unknown };
       if (typeof opening.head === "string") this.#head = opening.head;
@@ -217,7 +225,6 @@ export class Link {
   }
 
   #setStatus(status: Status): void {
-    this.#status = status;
     this.#host.onStatus(status);
   }
 }

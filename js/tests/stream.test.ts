@@ -379,6 +379,19 @@ test("401 is tried once more where the token can be another", async (t) => {
   assert.equal(server.requests.length, 3);
 });
 
+test("a token that has expired is replaced, and the page need not know", async (t) => {
+  const expired = event("error", '{"condition": "token-expired", "text": "It is over."}', "stream-error");
+  const server = await Server.start(t, (response, { headers }) => {
+    open(response, headers.authorization === "Bearer t1" ? event(1) + expired : event(2));
+  });
+  let number = 0;
+  const { data, types } = new Recorder(t, server.url, { token: () => `t${(number += 1)}` });
+
+  await until(() => data.length === 2, "the second event");
+
+  assert.ok(!types.includes("stream-error"));
+});
+
 test("a token function that fails is asked again later", async (t) => {
   const server = await Server.start(t, (response) => open(response, event(1)));
   let number = 0;

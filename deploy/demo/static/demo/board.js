@@ -24,12 +24,13 @@ class Board {
     this.show("connecting", "");
     this.button.textContent = "Disconnect";
     // The page's own position first, the last one received after that.
-    const source = new ReconnectingEventSource(`/events/?channel=${encodeURIComponent(channel)}`, {
+    const source = new EventStream(`/events/?channel=${encodeURIComponent(channel)}`, {
       lastEventId: this.position,
     });
     this.source = source;
-    source.addEventListener("stream-open", () => this.show("connected", "open"));
-    source.addEventListener("error", () => this.source && this.show("reconnecting", ""));
+    source.addEventListener("stream-status", ({ status }) => {
+      if (status !== "closed" && status !== "denied") this.show(status, status === "live" ? "open" : "");
+    });
     source.addEventListener("message", (event) => this.receive(event));
     source.addEventListener("stream-reset", () => {
       // The log no longer reaches back to our position: the page has to be read anew.
@@ -37,7 +38,7 @@ class Board {
     });
     source.addEventListener("stream-error", (event) => {
       this.disconnect();
-      this.show(JSON.parse(event.data).text, "closed");
+      this.show(event.text, "closed");
     });
   }
 
