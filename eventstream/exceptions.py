@@ -17,6 +17,7 @@ EventStreamError
 │   ├── ExpiredTokenError               it did, or its user has a new password
 │   └── InvalidTokenError               it is not ours, or its account is not active
 ├── TooManyStreamsError                 a user or an address has, or opens, too many
+├── AdoptionError                       there is no log of django-eventstream to take over
 ├── InitialStateError                   the channel manager failed to give one
 └── PublishError                        a target did not accept a batch
     ├── PublishUnavailableError         refused, timed out, 5xx: retry later
@@ -116,6 +117,10 @@ class TooManyStreamsError(EventStreamError):
     def __init__(self, message: str, *, retry_after: int) -> None:
         self.retry_after = retry_after
         super().__init__(message)
+
+
+class AdoptionError(EventStreamError):
+    """There is no log of django-eventstream that could be taken over."""
 
 
 class InitialStateError(EventStreamError):

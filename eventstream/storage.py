@@ -139,6 +139,15 @@ class LogEvent(NamedTuple):
         return f"<LogEvent {self.eid}>"
 
 
+class LogEntry(NamedTuple):
+    """An event of another log, with the id that it has there."""
+
+    eid: int
+    type: str
+    data: str
+    created: datetime.datetime
+
+
 class ChannelLog(NamedTuple):
     """A page of a channel's log.
 
@@ -368,6 +377,67 @@ class DjangoModelStorage:
         """Return every partition that may have work: the configured, and any older."""
         known = Partition.objects.using(using).values_list("number", flat=True)
         return sorted({*range(conf.get_options().partitions), *known})
+
+    def adopt(
+        self, using: str, channel: str, *, after: int, entries: Sequence[LogEntry]
+    ) -> None:
+        """Append events of another log that have ids, consecutive above one of a channel.
+
+        One transaction under the numbering lock. Stored events that `after` does not follow
+        are deleted: a hole in the ids could not be told from a loss. Targets that had
+        everything are moved along, as whoever reads here can come for the log only now.
+
+        Args:
+            using: Database alias.
+            channel: Its name.
+            after: The id before the first entry; without entries the channel's last.
+            entries: The events, in order.
+        """
+        partition = partition_of(channel)
+        Partition.objects.using(using).get_or_create(
+            number=partition, defaults={"start_eid": self.start_eid(using)}
+        )
+        with transaction.atomic(using=using):
+            rows = Partition.objects.using(using).filter(number=partition)
+            if connections[using].vendor == "sqlite":
+                rows.update(number=partition)  # the write lock
+                base = rows.values_list("last_position", flat=True).get()
+            else:
+                lock = rows.select_for_update(no_key=True)
+                base = lock.values_list("last_position", flat=True).get()
+            known = Channel.objects.using(using).filter(name=channel)
+            last_eid = known.values_list("last_eid", flat=True).first() or 0
+            if last_eid > after or (last_eid == after and not entries):
+                return  # another run, or a relay, was here in between
+            if last_eid < after:
+                Event.objects.using(using).filter(
+                    channel=channel, eid__isnull=False
+                )._raw_delete(using)
+            events = [
+                Event(
+                    partition=partition,
+                    channel=channel,
+                    position=base + place,
+                    eid=entry.eid,
+                    type=entry.type,
+                    data=entry.data,
+                    created=entry.created,
+                )
+                for place, entry in enumerate(entries, 1)
+            ]
+            Event.objects.using(using).bulk_create(events, batch_size=1000)
+            Channel.objects.using(using).update_or_create(
+                name=channel,
+                defaults={
+                    "partition": partition,
+                    "last_eid": entries[-1].eid if entries else after,
+                },
+            )
+            if entries:
+                head = base + len(entries)
+                rows.update(last_position=head)
+                cursors = Cursor.objects.using(using).filter(partition=partition)
+                cursors.filter(watermark=base).update(watermark=head)
 
     # --- the relay's reading
 

@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, DjangoHelpFormatter
 from django.db import DatabaseError
 
-from eventstream.console import bench, delivery, doctor, events, overview
+from eventstream.console import adoption, bench, delivery, doctor, events, overview
 from eventstream.console.screen import make_screen
 from eventstream.exceptions import EventStreamError
 
@@ -179,6 +179,20 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
         sub.add_argument("--seconds", type=float, default=2.0, help="For each size.")
         sub.add_argument("--bytes", type=int, default=200, help="Data of an event.")
 
+        sub = add(
+            "adopt",
+            "Take over the events and ids of django-eventstream, while it still serves. "
+            "Safe to run again. Exits with 2 where both have given the same id.",
+            "adopt --check\nadopt --check src templates\nadopt",
+        )
+        sub.add_argument(
+            "--check",
+            nargs="*",
+            metavar="DIRECTORY",
+            help="Only say what to change in the project's files; default: where it runs.",
+        )
+        sub.add_argument("--using", help="Database alias.")
+
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["subcommand"]
         try:
@@ -273,6 +287,12 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
         return doctor.examine(
             self._screen(options), url=options["url"], is_sending=options["send"]
         )
+
+    def do_adopt(self, options: dict[str, Any]) -> int:
+        screen = self._screen(options)
+        if options["check"] is not None:
+            return adoption.check(screen, options["check"] or ["."])
+        return adoption.take_over(screen, using=events.choose_alias(options["using"]))
 
     def do_bench_proxy(self, options: dict[str, Any]) -> int:
         wanted = [options["target"]] if options["target"] else []
