@@ -41,6 +41,7 @@ urlpatterns = [
     path("login/<int:pk>/", log_in),
     path("metrics", metrics.view),
     path("events/", include("eventstream.urls")),
+    path("api/", include("tests.drf_urls")),
     path(
         "fixed/",
         include("eventstream.urls", namespace="fixed"),
