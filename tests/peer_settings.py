@@ -9,7 +9,8 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django_eventstream",
 ]
-MIDDLEWARE = []
+MIDDLEWARE = ["django_grip.GripMiddleware"]
+GRIP_PROXIES = [{"control_uri": "http://127.0.0.1:1", "key": "k" * 32}]
 ROOT_URLCONF = "tests.peer_urls"
 EVENTSTREAM_STORAGE_CLASS = "django_eventstream.storage.DjangoModelStorage"
 del EVENTSTREAM_CHANNELMANAGER_CLASS, EVENTSTREAM_REDIS, GRIP_URL  # noqa: F821
