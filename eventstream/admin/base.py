@@ -24,7 +24,6 @@ from eventstream import conf
 from eventstream.admin.publishing import publish_now
 
 COUNT_LIMIT = 10_000
-EXCERPT_LENGTH = 80
 ERROR_LENGTH = 250  # what matters comes last in most
 
 _Model = TypeVar("_Model", bound=models.Model)
@@ -42,12 +41,6 @@ else:
 def alias() -> str:
     """Return the database that the admin shows."""
     return conf.get_options().databases[0]
-
-
-def excerpt(text: str, length: int = EXCERPT_LENGTH) -> str:
-    """Return the beginning of a text, on one line."""
-    line = " ".join(text[: length + 1].split())
-    return f"{line[:length]}…" if len(text) > length else line
 
 
 def outside_transactions(view: _View) -> _View:

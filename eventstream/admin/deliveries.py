@@ -15,7 +15,8 @@ from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from eventstream.admin.base import ERROR_LENGTH, ReadOnlyAdmin, excerpt
+from eventstream.admin.base import ERROR_LENGTH, ReadOnlyAdmin
+from eventstream.excerpts import excerpt
 from eventstream.models import Cursor, DeadLetter, Partition
 from eventstream.targets import get_targets
 

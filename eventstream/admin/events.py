@@ -15,13 +15,12 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from eventstream.admin.base import (
-    EXCERPT_LENGTH,
     OutboxChangeList,
     ReadOnlyAdmin,
     alias,
-    excerpt,
 )
 from eventstream.api import EventState
+from eventstream.excerpts import EXCERPT_LENGTH, excerpt
 from eventstream.models import Channel, Cursor, DeadLetter, Event
 from eventstream.relay import NO_TARGET
 from eventstream.storage import get_storage

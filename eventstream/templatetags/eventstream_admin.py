@@ -14,7 +14,7 @@ from django.utils.formats import date_format
 from django.utils.html import escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from eventstream.admin.base import excerpt
+from eventstream.excerpts import excerpt
 from eventstream.models import UndeliveredEvent
 from eventstream.status import describe_seconds
 

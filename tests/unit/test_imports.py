@@ -18,10 +18,14 @@ from django.conf import settings
 settings.configure(
     INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "eventstream"],
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates"}],
+    ROOT_URLCONF="eventstream.urls",
 )
 django.setup()
 import eventstream
 eventstream.send_event
+from django.core.checks import run_checks
+run_checks()
 import eventstream.urls, eventstream.hub, eventstream.jobs
 print(sorted(set(sys.modules) & {"celery", "kombu", "django_celery_beat", "tests"}))
 """
