@@ -111,6 +111,16 @@ def _redis(value: object) -> str | None:
     return "must be a redis:// URL, or a dict of redis-py's arguments"
 
 
+def _addresses(value: object) -> str | None:
+    problem = "must be a dict of control URIs and http:// addresses"
+    if not isinstance(value, Mapping):
+        return problem
+    for uri, address in value.items():
+        if not isinstance(uri, str) or not str(address).startswith("http"):
+            return problem
+    return None
+
+
 def _path(value: object) -> str | None:
     if not isinstance(value, str) or "." not in value:
         return "must be the dotted path of a class"
@@ -159,6 +169,7 @@ SETTINGS = [
     Setting("CONNECT_TIMEOUT", 2.0, "Seconds to connect to a target.", _seconds(0.05, 60)),
     Setting("PUBLISH_TIMEOUT", 5.0, "Seconds for a target to answer a POST.", _seconds(0.1, 120)),
     Setting("BACKLOG_AFTER", 30.0, "Seconds of failing after which a target that is back gets only the newest event of each channel. Less than the proxy's id_cache_ttl.", _seconds(0, 86400)),
+    Setting("PROXY_METRICS", {}, "Prometheus page of each GRIP proxy by its control URI, {'http://127.0.0.1:5561': 'http://127.0.0.1:7998/metrics'}: tells how many readers it has.", _addresses),
     Setting("UNNUMBERED_AFTER", 1.0, "Seconds after which a reader that finds committed events without a number numbers them itself.", _seconds(0, 60)),
     Setting("STREAMS_PER_USER", 500, "Most streams that a user may have open at the same time, where web processes hold them; None for no limit.", _optional(_integer(1, 1_000_000))),
     Setting("STREAMS_PER_ADDRESS", None, "The same for an address. A whole company or mobile network may share one.", _optional(_integer(1, 1_000_000))),
@@ -208,6 +219,7 @@ class Options:
     connect_timeout: float
     publish_timeout: float
     backlog_after: float
+    proxy_metrics: Mapping[str, str]
     unnumbered_after: float
     streams_per_user: int | None
     streams_per_address: int | None

@@ -13,6 +13,7 @@ from eventstream import conf
 from eventstream.models import Job
 from eventstream.relay import Outcome, relay_all
 from eventstream.series import prune_samples, record_sample
+from eventstream.stalls import report_stalls
 from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 
@@ -45,8 +46,9 @@ def republish(using: str) -> str | None:
         return text, len(reports)
 
     result = _run(using, REPUBLISH, work, lease_seconds=SWEEP_LEASE)
-    if result is not None:
-        record_sample(using)
+    status = None if result is None else record_sample(using)
+    if status is not None:  # once a minute
+        report_stalls(status)
     return result
 
 
@@ -114,5 +116,8 @@ def _run(
     finally:
         rows.update(lease_until=None, finished_at=Now(), result=result)
     level = logging.INFO if count else logging.DEBUG
-    logger.log(level, "%s of %s: %s", name, using, result)
+    logger.log(
+        level, "%s of %s: %s", name, using, result,
+        extra={"task": name, "database": using, "result": result},
+    )  # fmt: skip
     return result

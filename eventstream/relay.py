@@ -322,6 +322,15 @@ class _Relay:
             cursor = self._acquire(force=force)
         return cursor
 
+    def _facts(self, **facts: object) -> dict[str, object]:
+        """Return a log line's facts by name, for formatters that keep them apart."""
+        return {
+            "database": self._using,
+            "partition": self._partition,
+            "target": self._target.name,
+            **facts,
+        }
+
     def _report(self, outcome: Outcome, error: str = "") -> Report:
         return Report(outcome, self._event_count, error, self._has_recovered)
 
@@ -540,6 +549,9 @@ class _Relay:
         logger.info(
             "Published %s events of partition %s to %s",
             len(rows), self._partition, self._target.name,
+            extra=self._facts(
+                event_count=len(rows), first=rows[0].position, last=rows[-1].position
+            ),
         )  # fmt: skip
 
     def _attempt(self, items: Sequence[Item]) -> None:
@@ -589,6 +601,7 @@ class _Relay:
         logger.error(
             "%s refused event %s of %s for good: %s",
             self._target.name, row.eid, row.channel, error,
+            extra=self._facts(event_id=row.eid, channel=row.channel, error=str(error)),
         )  # fmt: skip
         _write_letters(
             self._using, self._partition, self._target.name, [row], str(error)
@@ -644,6 +657,9 @@ class _Relay:
         logger.warning(
             "Publishing partition %s to %s failed (%s in a row), again in %.1f s: %s",
             self._partition, self._target.name, attempts + 1, delay, error,
+            extra=self._facts(
+                attempts=attempts + 1, retry_seconds=round(delay, 1), error=str(error)
+            ),
         )  # fmt: skip
         mine.filter(failing_since__isnull=True).update(failing_since=Now())
         mine.update(

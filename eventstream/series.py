@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from django.db import DatabaseError
 
+from eventstream.holders import report_proxies
 from eventstream.models import Holder, Sample
 from eventstream.status import Status, get_status
 from eventstream.storage import database_now
@@ -101,8 +102,8 @@ def _point(before: Sample, sample: Sample) -> Point:
     )
 
 
-def record_sample(using: str) -> bool:
-    """Write this minute's row if there is none; say whether it was written.
+def record_sample(using: str) -> Status | None:
+    """Write this minute's row if there is none; return what was found if it was written.
 
     Never an error to the sweep: a picture is not worth an event.
     """
@@ -110,12 +111,14 @@ def record_sample(using: str) -> bool:
         minute = database_now(using).replace(second=0, microsecond=0)
         rows = Sample.objects.using(using)
         if rows.filter(minute=minute).exists():
-            return False
-        rows.bulk_create([_sample(minute, get_status(using))], ignore_conflicts=True)
+            return None
+        report_proxies()
+        status = get_status(using)
+        rows.bulk_create([_sample(minute, status)], ignore_conflicts=True)
     except DatabaseError:
         logger.warning("No sample of %s was written", using, exc_info=True)
-        return False
-    return True
+        return None
+    return status
 
 
 def _sample(minute: datetime.datetime, status: Status) -> Sample:

@@ -37,6 +37,8 @@ LATE_SECONDS = 30.0
 VERY_LATE_SECONDS = 300.0
 HOLDER_SECONDS = 60.0
 """A process that holds streams reports every 15 s; one silent for longer is gone."""
+PROXY_SECONDS = 150.0
+"""A proxy is asked once a minute, by the sweep."""
 COUNT_LIMIT = 10_000
 
 
@@ -246,6 +248,10 @@ class _Survey:
         )
         self._unnumbered_count = sum(count for count, _ in self._unnumbered.values())
         self._wake_ups = get_dispatcher().status(ask=ask)
+        # Every process reports in the first database.
+        since = self._now - datetime.timedelta(seconds=PROXY_SECONDS)
+        reports = Holder.objects.using(conf.get_options().databases[0])
+        self._reports = list(reports.filter(seen_at__gte=since).order_by("name"))
 
     def status(self) -> Status:
         targets = self._targets()
@@ -356,7 +362,7 @@ class _Survey:
             confirmed_count=sum(c.confirmed_count for c in cursors),
             failure_count=sum(c.failure_count for c in cursors),
             refused_count=sum(c.refused_count for c in cursors),
-            reader_count=None,
+            reader_count=self._proxy_readers(name),
             answer=answer,
             partitions=[
                 PartitionStatus(
@@ -426,9 +432,6 @@ class _Survey:
         return created is None or (self._now - created).total_seconds() < seconds
 
     def _holders(self) -> list[HolderStatus]:
-        using = conf.get_options().databases[0]  # where every process reports
-        since = self._now - datetime.timedelta(seconds=HOLDER_SECONDS)
-        rows = Holder.objects.using(using).filter(seen_at__gte=since)
         return [
             HolderStatus(
                 row.name,
@@ -437,8 +440,13 @@ class _Survey:
                 row.seen_at,
                 row.channels or {},
             )
-            for row in rows.order_by("name")
+            for row in self._reports
+            if row.name not in self._configured
+            and (self._age(row.seen_at) or 0) <= HOLDER_SECONDS
         ]
+
+    def _proxy_readers(self, name: str) -> int | None:
+        return next((r.stream_count for r in self._reports if r.name == name), None)
 
     def _undelivered_count(self, targets: Sequence[TargetStatus]) -> int:
         """Return the events that some configured target lacks, each counted once."""

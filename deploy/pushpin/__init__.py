@@ -25,6 +25,8 @@ class PushpinConfig:
             in front of it ends TLS.
         publish_host: Address of the four ports by which one can publish and command:
             127.0.0.1 or one of a private network.
+        metrics_port: Where it shows its Prometheus page, on 127.0.0.1; None for nowhere.
+            Named in EVENTSTREAM_PROXY_METRICS, it tells how many readers there are.
         max_connections: Most clients. Each takes a file descriptor.
         libdir: Where the package keeps internal.conf.
         log_level: 0 errors, 1 warnings, 2 information.
@@ -40,6 +42,7 @@ class PushpinConfig:
     command_port: int = 5563
     host: str = "127.0.0.1"
     publish_host: str = "127.0.0.1"
+    metrics_port: int | None = None
     max_connections: int = 5000
     libdir: str = "/usr/lib/pushpin"
     log_level: int = 1
@@ -65,6 +68,11 @@ class PushpinConfig:
         for name in ("run", "log"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         values = {**dataclasses.asdict(self), "services": self.services}
+        values["metrics"] = (
+            f"prometheus_port=127.0.0.1:{self.metrics_port}"
+            if self.metrics_port
+            else "# prometheus_port=127.0.0.1:7998"
+        )
         for name in ("routes", "pushpin.conf"):
             template = Template((_HERE / f"{name}.template").read_text())
             target = self.directory / name

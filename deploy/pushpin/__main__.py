@@ -2,8 +2,9 @@
 
 Environment: GRIP_URL (its port and key are used), BACKEND (host:port of the web process,
 default 127.0.0.1:8001), PUSHPIN_PORT (7999), PUSHPIN_DIR (a short path; by default a new
-temporary folder), PUSHPIN_MAX_CONNECTIONS (5000), PUSHPIN_HOST and PUSHPIN_PUBLISH_HOST
-(addresses on which it serves browsers and takes publishes, 127.0.0.1).
+temporary folder), PUSHPIN_MAX_CONNECTIONS (5000), PUSHPIN_METRICS_PORT (none),
+PUSHPIN_HOST and PUSHPIN_PUBLISH_HOST (addresses on which it serves browsers and takes
+publishes, 127.0.0.1).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> None:
         publish_port=url.port,
         host=os.environ.get("PUSHPIN_HOST") or "127.0.0.1",
         publish_host=os.environ.get("PUSHPIN_PUBLISH_HOST") or "127.0.0.1",
+        metrics_port=int(os.environ.get("PUSHPIN_METRICS_PORT") or 0) or None,
         max_connections=int(os.environ.get("PUSHPIN_MAX_CONNECTIONS") or 5000),
     )
     argv = command(config.write())

@@ -97,6 +97,13 @@ def kick_items(channel: str, user_id: str, name: str) -> list[dict[str, Any]]:
     return items
 
 
+def grip_name(control_uri: str) -> str:
+    """Return the target name of a proxy, without credentials: logs and the admin show it."""
+    parts = urlsplit(control_uri)
+    location = parts.netloc.rpartition("@")[2]
+    return "grip:" + urlunsplit((parts.scheme, location, parts.path, "", ""))
+
+
 class _TimeoutAdapter(HTTPAdapter):
     """pubcontrol sets no timeout; the transport adapter is where one can be added."""
 
@@ -117,10 +124,7 @@ class GripTarget(Target):
 
     def __init__(self, proxy: Mapping[str, Any]) -> None:
         self._proxy = dict(proxy)
-        parts = urlsplit(str(proxy["control_uri"]))
-        # Credentials must not show in logs and the admin.
-        location = parts.netloc.rpartition("@")[2]
-        self.name = "grip:" + urlunsplit((parts.scheme, location, parts.path, "", ""))
+        self.name = grip_name(str(proxy["control_uri"]))
         self._client: Any = None
 
     def encode(self, row: OutboxRow) -> list[Item]:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -282,3 +283,28 @@ def test_restored_backup_resets_every_old_reader(with_pushpin: bool) -> None:
             following = [first, *stream.take(4)]
         ids = [int(message.id.rpartition(":")[2]) for message in following]
         assert ids == list(range(place + 1, place + 6))
+
+
+def test_proxy_that_is_down_fills_no_log_with_tracebacks() -> None:
+    with running(with_pushpin=True, beat=True) as stack:
+        assert stack.pushpin is not None
+        stack.pushpin.process.stop()
+        for number in range(60):
+            stack.send(f"storm-{number}", 1, data="not-for-logs")
+        wait_for(
+            lambda: "failing" in command(stack, "status", "--offline")[1],
+            "the failure is seen",
+            timeout=30,
+        )
+        time.sleep(10)  # how many lines there are by then is what matters
+        assert stack.worker is not None
+        assert stack.web is not None
+        printed = stack.worker.output()
+        output = printed + stack.web.output()
+
+    failures = [line for line in printed.splitlines() if "Publishing partition" in line]
+    assert failures
+    assert "Traceback" not in output
+    assert "not-for-logs" not in output
+    # Sixteen partitions, of which one tries at a time, seldom.
+    assert len(failures) < 60

@@ -32,6 +32,7 @@ class Pushpin:
             zmq_port=free_port(),
             sub_port=free_port(),
             command_port=free_port(),
+            metrics_port=free_port(),
         )
         self.url = f"http://127.0.0.1:{self.port}"
         self.grip_url = self.config.grip_url
