@@ -35,7 +35,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from eventstream import conf, instruments
+from eventstream import conf, instruments, tracing
 from eventstream.channelmanager import may_read
 from eventstream.exceptions import (
     CannotGiveUpError,
@@ -559,7 +559,10 @@ class _Relay:
         started = time.monotonic()
         outcome = "ok"
         try:
-            self._target.publish(items)
+            with tracing.active.publishing(
+                self._target.name, self._partition, len(items)
+            ):
+                self._target.publish(items)
         except PublishError as error:
             outcome = failure_kind(error)
             raise

@@ -22,7 +22,7 @@ from celery import current_app
 from kombu.exceptions import OperationalError as BrokerError
 
 from eventstream import conf as core_conf
-from eventstream import instruments
+from eventstream import instruments, tracing
 from eventstream.dispatch import Dispatcher, DispatchStatus
 from eventstream.relay import NO_TARGET, WakeFlag
 from eventstream.storage import OutboxRow
@@ -179,6 +179,7 @@ class CeleryDispatcher(Dispatcher):
             producer=_get_producer(app),
             retry=False,
             queue=conf.get_options().queue,
+            headers=tracing.active.headers(),
         )
 
 

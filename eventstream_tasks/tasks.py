@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from celery import Task, shared_task
 
 from eventstream import conf as core_conf
-from eventstream import jobs
+from eventstream import jobs, tracing
 from eventstream.dispatch import get_dispatcher
 from eventstream.exceptions import PublishUnavailableError
 from eventstream.relay import (
@@ -42,7 +42,14 @@ _options: dict[str, Any] = {
 
 def _call(task: Task[Any, Any], call: Callable[[], T]) -> T:
     """Call with kept connections; in an eager task with the caller's, in its transaction."""
-    return call() if task.request.is_eager else with_kept_connections(call)
+    with tracing.active.going_on(_carried(task)):
+        return call() if task.request.is_eager else with_kept_connections(call)
+
+
+def _carried(task: Task[Any, Any]) -> dict[str, str]:
+    """Return the message's headers that carry a trace; Celery makes attributes of them."""
+    names = tracing.active.fields()
+    return {name: task.request.get(name) for name in names if task.request.get(name)}
 
 
 @shared_task(name="eventstream.publish", **_options)

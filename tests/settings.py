@@ -4,6 +4,7 @@ ES_DB     postgres://user@host:port/name; without it a SQLite file, ES_SQLITE or
 ES_REDIS  URL of the bus and broker; without it there is neither
 ES_GRIP   GRIP_URL; several, with spaces between them, become GRIP_PROXIES
 ES_SET    JSON of more settings
+ES_TRACE  if set, OpenTelemetry's spans go to the standard output
 """
 
 from __future__ import annotations
