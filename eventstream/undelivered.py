@@ -59,7 +59,8 @@ class Lack:
         is_dead: It refused the event for good, or an operator gave it up.
         is_paused: Nothing is published there for now.
         is_configured: It is in the settings.
-        attempts, failing_since, next_attempt: Of its partition; none of a dead letter.
+        attempts, failing_since, next_attempt: Of its partition, or of the one that tries
+            the failing target for all; none of a dead letter.
         error: What it answered.
         letter_id: Primary key of the dead letter.
     """
@@ -121,6 +122,10 @@ class _Finder:
         self._targets = [n for n in configured if search.target in ("", n)]
         rows = Cursor.objects.using(using).filter(target__in=configured)
         self._cursors = {(row.partition, row.target): row for row in rows}
+        failing = [row for row in self._cursors.values() if row.attempts]
+        self._failing = {
+            row.target: row for row in sorted(failing, key=lambda row: row.attempts)
+        }
 
     def page(self, offset: int, limit: int) -> UndeliveredPage:
         count = offset + limit + 1
@@ -275,6 +280,9 @@ class _Finder:
                     )
             elif search.state != DEAD and self._is_waiting(event, name):
                 cursor = self._cursors.get((event.partition, name))
+                if cursor is None or not cursor.attempts:
+                    # One partition tries a failing target for all.
+                    cursor = self._failing.get(name, cursor)
                 yield Lack(
                     name,
                     is_paused=name in paused,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
@@ -21,9 +22,11 @@ from django.urls import reverse
 from django.utils.functional import cached_property
 
 from eventstream import conf
+from eventstream.admin.confirming import Question, ask
 from eventstream.admin.publishing import publish_now
 
 COUNT_LIMIT = 10_000
+ITEMS_NAMED = 50
 ERROR_LENGTH = 250  # what matters comes last in most
 
 _Model = TypeVar("_Model", bound=models.Model)
@@ -144,6 +147,36 @@ class ReadOnlyAdmin(_ModelAdmin[_Model]):
     def _change_url(self, object_id: str) -> str:
         name = f"admin:eventstream_{self.opts.model_name}_change"
         return reverse(name, args=[object_id], current_app=self.admin_site.name)
+
+    def confirm_action(
+        self,
+        request: HttpRequest,
+        queryset: QuerySet[_Model],
+        *,
+        title: str,
+        text: str,
+        button: str,
+    ) -> HttpResponse:
+        """Ask before a list's action; the answer runs it again, confirmed."""
+        names = ("action", "index", "select_across")
+        fields = [(name, request.POST[name]) for name in names if name in request.POST]
+        chosen = request.POST.getlist(ACTION_CHECKBOX_NAME)
+        fields += [(ACTION_CHECKBOX_NAME, key) for key in chosen]
+        rows = list(queryset[: ITEMS_NAMED + 1])
+        items = [str(row) for row in rows[:ITEMS_NAMED]]
+        if len(rows) > ITEMS_NAMED:
+            items.append("… and more")
+        url = request.get_full_path()
+        parent = {"title": str(self.opts.verbose_name_plural).capitalize(), "url": url}
+        question = Question(title, text, items, button, fields)
+        return ask(self, request, question, parent=parent, action_url=url)
+
+    def log_action(
+        self, request: HttpRequest, queryset: QuerySet[_Model], done: str
+    ) -> None:
+        """Write what was done into the history of up to a page of rows."""
+        for row in queryset[: self.list_per_page]:
+            self.log_change(request, row, done)
 
     def report_publishing(
         self, request: HttpRequest, pairs: Collection[tuple[int, str]]

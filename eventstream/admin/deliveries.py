@@ -15,7 +15,9 @@ from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from eventstream.admin.base import ERROR_LENGTH, ReadOnlyAdmin
+from eventstream.admin.base import COUNT_LIMIT, ERROR_LENGTH, ReadOnlyAdmin, alias
+from eventstream.admin.confirming import is_confirmed
+from eventstream.admin.publishing import retry_letters
 from eventstream.excerpts import excerpt
 from eventstream.models import Cursor, DeadLetter, Partition
 from eventstream.targets import get_targets
@@ -127,8 +129,19 @@ class CursorAdmin(ReadOnlyAdmin[Cursor]):
         return cursor.target in get_targets()
 
     @admin.action(permissions=["publish"], description="Try now")
-    def try_now(self, request: HttpRequest, queryset: QuerySet[Cursor]) -> None:
+    def try_now(
+        self, request: HttpRequest, queryset: QuerySet[Cursor]
+    ) -> HttpResponse | None:
         """Relay the chosen partitions to the chosen targets, due or not."""
+        if not is_confirmed(request):
+            return self.confirm_action(
+                request,
+                queryset,
+                title="Try these deliveries now?",
+                text="Whatever waits there is published at once, due or not, in order.",
+                button="Yes, try now",
+            )
+        self.log_action(request, queryset, "Tried at an operator's request")
         targets = get_targets()
         pairs = []
         for partition, name in queryset.values_list("partition", "target"):
@@ -138,6 +151,7 @@ class CursorAdmin(ReadOnlyAdmin[Cursor]):
                 text = f"{name} is not in the settings: nothing is published there."
                 self.message_user(request, text, messages.WARNING)
         self.report_publishing(request, pairs)
+        return None
 
     @admin.action(permissions=["delete"], description="Delete selected deliveries")
     def delete_selected(
@@ -162,6 +176,7 @@ class CursorAdmin(ReadOnlyAdmin[Cursor]):
 class DeadLetterAdmin(ReadOnlyAdmin[DeadLetter]):
     """What a target refused for good. Its readers get it from the log."""
 
+    actions = ("retry",)
     list_display = ("channel", "eid", "target", "short_error", "created", "event")
     list_filter = ("target",)
     sortable_by = ()
@@ -177,6 +192,27 @@ class DeadLetterAdmin(ReadOnlyAdmin[DeadLetter]):
         "position",
     )
     readonly_fields = fields
+
+    @admin.action(permissions=["publish"], description="Retry")
+    def retry(
+        self, request: HttpRequest, queryset: QuerySet[DeadLetter]
+    ) -> HttpResponse | None:
+        """Publish again what the targets refused, where that is still of use."""
+        if not is_confirmed(request):
+            return self.confirm_action(
+                request,
+                queryset,
+                title="Retry these dead letters?",
+                text="They are published again, unless their target has accepted a newer "
+                "event of the channel: then its readers have had them from the log, and "
+                "the letter is only removed.",
+                button="Yes, retry",
+            )
+        letters = queryset.order_by("partition", "position")[:COUNT_LIMIT]
+        self.log_action(request, queryset, "Retried")
+        for level, text in retry_letters(alias(), list(letters)):
+            self.message_user(request, text, level)
+        return None
 
     @admin.display(description="error")
     def short_error(self, letter: DeadLetter) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,9 @@ from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Exists, Min, OuterRef, Q, QuerySet
 from django.db.models.functions import Left
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
-from django.utils.html import format_html_join
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from eventstream.admin.base import (
@@ -19,6 +20,7 @@ from eventstream.admin.base import (
     ReadOnlyAdmin,
     alias,
 )
+from eventstream.admin.confirming import is_confirmed
 from eventstream.api import EventState
 from eventstream.excerpts import EXCERPT_LENGTH, excerpt
 from eventstream.models import Channel, Cursor, DeadLetter, Event
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 RECENT_COUNT = 1000
+PAYLOAD_LENGTH = 20_000
 CHANNEL_LIMIT = 1000
 RANGE_LIMIT = 500  # SQLite refuses a condition of a thousand terms
 
@@ -194,7 +197,7 @@ class EventAdmin(ReadOnlyAdmin[Event]):
         "type",
         "state",
         "targets",
-        "data",
+        "payload",
         "skip_users",
         "idempotency_key",
         "created",
@@ -250,6 +253,20 @@ class EventAdmin(ReadOnlyAdmin[Event]):
     def beginning(self, event: Any) -> str:
         return excerpt(event.beginning)
 
+    @admin.display(description="data")
+    def payload(self, event: Event) -> SafeString:
+        """Show JSON indented, and no more of a long text than can be read."""
+        text = event.data
+        try:
+            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            pass  # sent as it is
+        note = ""
+        if len(text) > PAYLOAD_LENGTH:
+            note = f"The first {PAYLOAD_LENGTH:,} of {len(text):,} characters."
+            text = text[:PAYLOAD_LENGTH]
+        return format_html("<pre>{}</pre>{}", text, note)
+
     @admin.display(description="targets")
     def targets(self, event: Event) -> SafeString | str:
         rows = list(_target_states(event))
@@ -258,8 +275,19 @@ class EventAdmin(ReadOnlyAdmin[Event]):
         return format_html_join(SafeString("<br>"), "{}: {}", rows)
 
     @admin.action(permissions=["publish"], description="Publish now")
-    def publish(self, request: HttpRequest, queryset: QuerySet[Event]) -> None:
+    def publish(
+        self, request: HttpRequest, queryset: QuerySet[Event]
+    ) -> HttpResponse | None:
         """Relay the partitions of the chosen events: within one, order is kept."""
+        if not is_confirmed(request):
+            return self.confirm_action(
+                request,
+                queryset.defer("data"),
+                title="Publish these events now?",
+                text="Their partitions are published at once, due or not, and in order: "
+                "with what waits before and after them.",
+                button="Yes, publish now",
+            )
         numbers = queryset.order_by().values_list("partition", flat=True).distinct()
         pairs = [
             (partition, name)
@@ -269,8 +297,10 @@ class EventAdmin(ReadOnlyAdmin[Event]):
         if not pairs:
             text = "These events do not wait any more."
             self.message_user(request, text, messages.INFO)
-            return
+            return None
+        self.log_action(request, queryset, "Published at an operator's request")
         self.report_publishing(request, pairs)
+        return None
 
 
 def _target_states(event: Event) -> Iterator[tuple[str, str]]:

@@ -194,7 +194,7 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
             text = "Has never run."
         else:
             text = f"Ran {describe_seconds(job.age_seconds)} ago: {job.result}."
-        yield part(subject, name, text, is_known=job.level == "ok")
+        yield part(subject, name, text, is_known=job.state in ("ok", "running"))
     for target in status.targets:
         if target.is_configured:
             name = "Bus" if target.kind == "bus" else f"Proxy {target.name}"

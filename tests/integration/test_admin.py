@@ -126,6 +126,10 @@ def said(response: Any) -> list[str]:
 def act(client: Client, url: str, action: str, *keys: object) -> list[str]:
     """Run an action on rows; return the messages that follow."""
     data = {"action": action, "_selected_action": [str(key) for key in keys]}
+    question = client.post(url, {**data, "index": "0"}, follow=True)
+    if 'name="confirmed"' not in question.content.decode():
+        return said(question)
+    data["confirmed"] = "yes"
     response = client.post(url, {**data, "index": "0"}, follow=True)
     assert response.status_code == 200
     return said(response)
@@ -604,6 +608,7 @@ def test_publish_now_of_all_pages_takes_every_partition(
 
     first = Event.objects.earliest("pk").pk
     data = {"action": "publish", "select_across": "1", "_selected_action": first}
+    data["confirmed"] = "yes"
     admin_client.post(EVENTS, {**data, "index": "0"})
 
     assert len(proxy.contents) == 120

@@ -585,3 +585,76 @@ def test_settings_of_atomic_requests_do_not_reach_the_relay(
     press(admin_client, "publish", f"{event.pk}:a")
 
     assert seen == [False]
+
+
+# --- the lists' own actions
+
+
+@pytest.mark.parametrize(
+    ("model", "action"),
+    [("event", "publish"), ("cursor", "try_now"), ("deadletter", "retry")],
+)
+def test_action_of_a_list_asks_first_and_is_in_the_history(
+    admin_client: Client, targets: Targets, model: str, action: str
+) -> None:
+    targets["a"].poison = {"1"}
+    send_events([EventSpec("orders", "message", n) for n in range(2)])
+    relay_all("default")
+    targets["a"].poison = set()
+    rows = {"event": Event, "cursor": Cursor, "deadletter": DeadLetter}[model]
+    key = rows.objects.latest("pk").pk  # type: ignore[attr-defined]
+    url = f"{INDEX}{model}/?{'state=all' if model == 'event' else ''}"
+    data = {"action": action, "_selected_action": [key], "index": "0"}
+
+    question = admin_client.post(url, data)
+    before = history()
+    answer = admin_client.post(url, {**data, "confirmed": "yes"}, follow=True)
+
+    assert "Yes, " in question.content.decode()
+    assert before == []
+    assert len(said(answer)) >= 1
+    assert len(history()) == 1
+    assert DeadLetter.objects.exists() == (action != "retry")
+
+
+def test_list_action_needs_its_permission(targets: Targets) -> None:
+    targets["a"].poison = {"1"}
+    send_events([EventSpec("orders", "message", n) for n in range(2)])
+    relay_all("default")
+    client = staff("view_deadletter")
+    key = DeadLetter.objects.get().pk
+    data = {"action": "retry", "_selected_action": [key], "confirmed": "yes"}
+
+    client.post(f"{INDEX}deadletter/", {**data, "index": "0"})
+
+    assert DeadLetter.objects.exists()
+
+
+def test_payload_is_shown_as_indented_json_and_cut(
+    admin_client: Client, targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstream.admin.events.PAYLOAD_LENGTH", 100)
+    send_event("orders", "message", {"a": "<b>"})
+    send_event("orders", "message", "y" * 300, json_encode=False)
+    short, long = Event.objects.order_by("pk")
+
+    pages = [
+        admin_client.get(f"{INDEX}event/{event.pk}/change/").content.decode()
+        for event in (short, long)
+    ]
+
+    assert "<pre>{\n  &quot;a&quot;: &quot;&lt;b&gt;&quot;\n}</pre>" in pages[0]
+    assert f"<pre>{'y' * 100}</pre>The first 100 of 300 characters." in pages[1]
+
+
+def test_event_waits_for_the_partition_that_tries_its_target(
+    targets: Targets, admin_client: Client
+) -> None:
+    stuck(targets)
+    send_event("another", "message", 1)
+    relay_all("default")
+
+    page = admin_client.get(UNDELIVERED, {"q": "another"}).content.decode()
+
+    assert "failing" in page
+    assert "a is down" in page
