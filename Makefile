@@ -52,6 +52,9 @@ test: system js-test ## the whole suite, on real servers that it starts itself; 
 chaos: system ## the real installation under faults; SECONDS=60, SEED= to repeat a run
 	$(BIN)/python -m tests.proof.chaos $(or $(SECONDS),60) $(SEED)
 
+backlog: system ## drain COUNT=1000000 events of one channel; print rate, memory, latencies
+	$(BIN)/python -m tests.proof.backlog $(or $(COUNT),1000000)
+
 mutations: system ## break the code in known ways, on a copy, and see that tests notice
 	$(BIN)/python -m tests.proof.mutations $(ARGS)
 
@@ -82,4 +85,4 @@ format: $(STAMP) ## let ruff rewrite the code
 clean: ## remove what these targets made
 	rm -rf js/node_modules js/dist .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system js js-test test chaos mutations package matrix lint types format clean
+.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean

@@ -168,6 +168,19 @@ def test_relay_that_lost_its_lease_confirms_nothing(targets: Targets) -> None:
     assert (cursor("a").watermark, cursor("a").lease_token) == (0, "other")
 
 
+def test_watermark_never_goes_back(targets: Targets) -> None:
+    send()
+
+    def move_on() -> None:
+        Cursor.objects.filter(target="a").update(watermark=9)
+
+    targets["a"].before = move_on
+
+    relay_partition("default", PARTITION, "a")
+
+    assert cursor("a").watermark == 9
+
+
 def test_event_sent_meanwhile_is_not_left_behind(targets: Targets) -> None:
     sent = threading.Event()
 
