@@ -6,13 +6,17 @@ import os
 
 from celery import Celery, signals
 
-from tests.proof.dying import die_where_told
-
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 app = Celery("tests")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
-signals.worker_ready.connect(lambda **_: die_where_told(), weak=False)
+
+
+@signals.worker_ready.connect
+def _die_where_told(**_: object) -> None:
+    from tests.proof.dying import die_where_told
+
+    die_where_told()
 
 
 if os.environ.get("ES_TRACE"):  # write every span to the standard output

@@ -13,6 +13,7 @@ from django.db import connections
 from django.db.models.functions import Now
 from pytest_django import Settings
 
+from eventstream import relay as relay_module
 from eventstream import send_event
 from eventstream.models import Cursor, Event
 from eventstream.relay import Report, relay_partition
@@ -88,6 +89,29 @@ def test_task_that_has_begun_leaves_room_for_the_next_wake_up(
     tasks.publish.apply(args=("default", PARTITION, "bus"))
 
     assert (before, seen) == (1, [2])
+    assert valkey.client.exists(wake_flag("default", PARTITION, "bus"))
+
+
+def test_event_that_commits_right_after_the_last_look_wakes_somebody(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = relay_module._Relay._has_work
+    late: list[int] = []
+
+    def look_and_let_another_send(relay: relay_module._Relay) -> bool:
+        has_work = look(relay)
+        if not has_work and not late:
+            before = waiting(valkey)
+            send_event("orders", "message", "late")
+            late.append(waiting(valkey) - before)
+        return has_work
+
+    monkeypatch.setattr(relay_module._Relay, "_has_work", look_and_let_another_send)
+    send_event("orders", "message", 1)
+
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+
+    assert late == [1]
     assert valkey.client.exists(wake_flag("default", PARTITION, "bus"))
 
 

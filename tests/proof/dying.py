@@ -47,6 +47,9 @@ POINTS = {
     "sender, row written, not committed": Point(
         "send", _STORAGE, "DjangoModelStorage.append", True
     ),
+    "sender, row with a key written, not committed": Point(
+        "send", _STORAGE, "DjangoModelStorage.append_once", True
+    ),
     "sender, committed, nobody woken": Point("send", "eventstream.api", "_wake", False),
     "relay, before the lease": Point("relay", _RELAY, "_Relay._acquire", False),
     "relay, leased": Point("relay", _RELAY, "_Relay._acquire", True),
@@ -149,7 +152,13 @@ def main() -> None:
     if work in ("send", "wake"):
         with transaction.atomic():
             channel = os.environ.get("ES_CHANNEL", "orders")
-            send_events(EventSpec(channel, "message", text) for text in rest)
+            is_keyed = bool(os.environ.get("ES_KEYED"))
+            send_events(
+                EventSpec(
+                    channel, "message", text, idempotency_key=text if is_keyed else None
+                )
+                for text in rest
+            )
     elif work == "relay":
         relay_all("default")
     elif work == "prune":

@@ -51,7 +51,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a watermark goes back", "eventstream/relay.py",
-        "mine.filter(watermark__lte=position).update(", "mine.update(",
+        "mine.filter(watermark__lte=position)", "mine",
         f"{RELAY}::test_watermark_never_goes_back",
     ),
     Mutation(
@@ -77,8 +77,8 @@ MUTATIONS = [
     ),
     Mutation(
         "confirmed without the lease", "eventstream/relay.py",
-        "            mine = self._rows().filter(lease_token=self._token)\n            confirmed",
-        "            mine = self._rows()\n            confirmed",
+        "        mine = self._rows().filter(lease_token=self._token)\n        confirmed",
+        "        mine = self._rows()\n        confirmed",
         f"{RELAY}::test_relay_that_lost_its_lease_confirms_nothing",
     ),
     Mutation(
@@ -165,7 +165,7 @@ MUTATIONS = [
     ),
     Mutation(
         "permission is asked before the log is read, not after", "eventstream/reading.py",
-        "    if asks_permissions():\n        check_permission", "    if False:\n        check_permission",
+        "    if asks_permissions() or is_operator(reader.user_id):", "    if False:",
         "tests/integration/test_views.py",
     ),
     Mutation(

@@ -102,6 +102,25 @@ def test_death_loses_nothing_and_gives_no_id_twice(
     assert judge(endpoint) == expected
 
 
+@pytest.mark.parametrize(
+    "point",
+    [
+        "sender, row with a key written, not committed",
+        "sender, committed, nobody woken",
+    ],
+)
+def test_sender_that_died_and_repeats_itself_by_key_is_heard_once(
+    stack: Stack, endpoint: GripEndpoint, point: str
+) -> None:
+    stack.env["ES_KEYED"] = "1"
+
+    assert work(stack, "send", point, "a", "b") == -signal.SIGKILL
+    assert work(stack, "send", "", "a", "b") == 0
+    sweep_until_quiet(stack)
+
+    assert judge(endpoint) == ["a", "b"]
+
+
 def test_every_death_above_is_real(stack: Stack) -> None:
     """A point that is never reached would prove nothing: the process would end well."""
     assert work(stack, "send", "", "a") == 0
