@@ -250,6 +250,21 @@ async def test_private_channels_that_are_paged_at_once_never_mix(stack: Stack) -
         assert reader.errors == reader.resets == reader.reconnects == 0
 
 
+def test_invented_addresses_do_not_get_round_a_limit_behind_pushpin() -> None:
+    """Pushpin appends the address that it sees."""
+    settings = {"EVENTSTREAM_OPENS_PER_ADDRESS": 3, "EVENTSTREAM_TRUSTED_PROXIES": 1}
+    env = {"ES_SET": json.dumps(settings)}
+    with running(with_pushpin=True, worker=False, env=env) as stack:
+        statuses = []
+        for number in range(8):  # a minute may end in between
+            headers = {"X-Forwarded-For": f"198.51.100.{number}"}
+            with Stream(f"{stack.url}/events/?channel=a", headers=headers) as stream:
+                statuses.append(stream.status)
+
+    assert statuses[:3] == [200] * 3
+    assert 429 in statuses
+
+
 def get(
     port: int, path: str, headers: dict[str, str]
 ) -> tuple[int, http.client.HTTPMessage, bytes]:

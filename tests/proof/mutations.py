@@ -205,6 +205,37 @@ MUTATIONS = [
         "                subscriber.unbegun.add(state.name)\n", "",
         STATES,
     ),
+    Mutation(
+        "a next link is answered to whoever has it", "eventstream/hold.py",
+        'raise ExpiredLinkError("The proxy does not hold such a stream")', "pass",
+        "tests/integration/test_links.py::test_link_goes_on_only_for_a_proxy_that_holds_the_stream",
+    ),
+    Mutation(
+        "a coroutine is taken for a permission", "eventstream/channelmanager.py",
+        "if not any(inspect.isawaitable(answer) for answer in answers):", "if True:",
+        "tests/unit/test_channelmanager.py::test_manager_may_be_async",
+    ),
+    Mutation(
+        "a token permits what the channel manager refuses", "eventstream/reading.py",
+        "    check(user, names)\n", "    grant or check(user, names)\n",
+        "tests/integration/test_tokens.py::test_token_grants_nothing_that_the_channel_manager_refuses",
+    ),
+    Mutation(
+        "any origin may read with its visitors' cookies", "eventstream/cors.py",
+        'if origin.lower() in allowed and origin != "*":',
+        'if origin and (origin.lower() in allowed or "*" in allowed):',
+        "tests/integration/test_cors.py::test_origins_are_let_in_exactly_as_configured",
+    ),
+    Mutation(
+        "a kicked stream goes on while nobody can be asked", "eventstream/hub.py",
+        "                if subscriber not in unknown:", "                if True:",
+        "tests/integration/test_hub.py::test_kicked_reader_is_sent_nothing_until_the_manager_could_be_asked",
+    ),
+    Mutation(
+        "an address is what the client claims", "eventstream/limits.py",
+        "hops[-count]", "hops[0]",
+        "tests/unit/test_limits.py::test_address_is_what_trusted_proxies_say",
+    ),
 ]  # fmt: skip
 
 
