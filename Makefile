@@ -55,6 +55,9 @@ chaos: system ## the real installation under faults; SECONDS=60, SEED= to repeat
 backlog: system ## drain COUNT=1000000 events of one channel; print rate, memory, latencies
 	$(BIN)/python -m tests.proof.backlog $(or $(COUNT),1000000)
 
+hosts: system ## several machines in namespaces, one down at a time; SECONDS=60, SEED=
+	$(BIN)/python -m tests.proof.hosts $(or $(SECONDS),60) $(SEED)
+
 mutations: system ## break the code in known ways, on a copy, and see that tests notice
 	$(BIN)/python -m tests.proof.mutations $(ARGS)
 
@@ -85,4 +88,4 @@ format: $(STAMP) ## let ruff rewrite the code
 clean: ## remove what these targets made
 	rm -rf js/node_modules js/dist .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean
+.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean hosts

@@ -10,8 +10,11 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,7 @@ class Crowd:
         self.headers: dict[str, dict[str, str]] = {}
         self.stops_when_refused = False
         self.began_late = False
+        self.patience: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, *, per_second: int = 400, within: float = 60) -> None:
@@ -276,15 +280,22 @@ class Crowd:
 
     async def _run(self, reader: Reader) -> None:
         while not (self.stops_when_refused and reader.refusals):
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, EOFError):
+            with contextlib.suppress(
+                OSError, asyncio.IncompleteReadError, EOFError, TimeoutError
+            ):
                 await self._connect(reader)
             reader.reconnects += 1
             reader.ended_at.append(time.time())
             await asyncio.sleep(0.2)
 
+    async def _within(self, awaited: Coroutine[Any, Any, T]) -> T:
+        """Give up on a server that has been silent for longer than the patience."""
+        async with asyncio.timeout(self.patience):
+            return await awaited
+
     async def _connect(self, reader: Reader) -> None:
         host, port = self._parts.hostname, self._parts.port
-        stream, writer = await asyncio.open_connection(host, port)
+        stream, writer = await self._within(asyncio.open_connection(host, port))
         reader.connected_at = time.time()
         try:
             query = urllib.parse.urlencode({"channel": reader.name})
@@ -296,7 +307,7 @@ class Crowd:
                 headers["Last-Event-ID"] = reader.last_id
             lines += [f"{name}: {value}" for name, value in headers.items()]
             writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-            head = await stream.readuntil(b"\r\n\r\n")
+            head = await self._within(stream.readuntil(b"\r\n\r\n"))
             if b" 200 " not in head.split(b"\r\n", 1)[0]:
                 reader.errors += 1
                 return
@@ -305,12 +316,12 @@ class Crowd:
             parser.last_id = reader.last_id
             while True:
                 if is_chunked:
-                    size = int(await stream.readuntil(b"\r\n"), 16)
-                    chunk = (await stream.readexactly(size + 2))[:-2]
+                    size = int(await self._within(stream.readuntil(b"\r\n")), 16)
+                    chunk = (await self._within(stream.readexactly(size + 2)))[:-2]
                     if not size:
                         return
                 else:
-                    chunk = await stream.read(65536)
+                    chunk = await self._within(stream.read(65536))
                     if not chunk:
                         return
                 self._take(reader, parser.feed(chunk))

@@ -25,8 +25,11 @@ def find_binary() -> str:
 class Valkey:
     """One server without persistence."""
 
-    def __init__(self, port: int | None = None, *, replica_of: int = 0) -> None:
+    def __init__(
+        self, port: int | None = None, *, replica_of: int = 0, bind: str = "127.0.0.1"
+    ) -> None:
         self.port = port or free_port()
+        self._bind = bind
         self._replica_of = replica_of
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client = redis.Redis(port=self.port, socket_timeout=2)
@@ -36,7 +39,8 @@ class Valkey:
         """Start it, again if it was stopped, on the same port and empty."""
         arguments = {
             "--port": str(self.port),
-            "--bind": "127.0.0.1",
+            "--bind": self._bind,
+            "--protected-mode": "no",
             "--save": "",
             "--appendonly": "no",
             "--dir": tempfile.gettempdir(),
