@@ -61,6 +61,9 @@ hosts: system ## several machines in namespaces, one down at a time; SECONDS=60,
 mutations: system ## break the code in known ways, on a copy, and see that tests notice
 	$(BIN)/python -m tests.proof.mutations $(ARGS)
 
+docs: $(STAMP) ## the documentation's site into var/site, warnings are errors
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet
+
 package: $(STAMP) ## build sdist and wheel into dist
 	rm -rf dist
 	$(BIN)/python -m hatchling build
@@ -88,4 +91,4 @@ format: $(STAMP) ## let ruff rewrite the code
 clean: ## remove what these targets made
 	rm -rf js/node_modules js/dist .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean hosts
+.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean hosts docs

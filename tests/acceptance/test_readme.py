@@ -15,7 +15,9 @@ from tests.support.valkey import Valkey
 from tests.support.wheel import Installation
 
 README = (ROOT / "README.md").read_text()
-_FILE = re.compile(r"In `(mysite/\S+)`(, add)?:\n\n```python\n(.*?)```", re.DOTALL)
+_FILE = re.compile(
+    r"In `((?:mysite|shop)/\S+)`(, add)?:\n\n```(?:python|html)\n(.*?)```", re.DOTALL
+)
 _COMMAND = re.compile(r"^\$ (.+)$", re.MULTILINE)
 
 
@@ -45,6 +47,7 @@ class Project:
             for old, new in (replacements or {}).items():
                 code = code.replace(old, new)
             path = self.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
             if is_addition:
                 path.write_text(path.read_text() + "\n" + code)
             else:

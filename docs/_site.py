@@ -1,0 +1,176 @@
+"""mkdocs hook: the navigation, the home page and the reference, made from their sources."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import django
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
+_FIRST = ["index.md", "tutorial.md", "architecture.md", "guarantees.md"]
+_API = """# Python
+
+::: eventstream.api
+    options:
+      members: [send_event, send_events, asend_event, asend_events, EventSpec, SentEvent, EventState,
+        get_current_event_id, channel_permission_changed]
+::: eventstream.channelmanager
+::: eventstream.exceptions
+::: eventstream.testing
+"""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List whatever pages there are."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    django.setup()
+    pages = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md"))
+    top = [name for name in pages if "/" not in name and name not in _FIRST]
+    nav: list[Any] = [name for name in _FIRST if name in {*pages, "index.md"}]
+    nav += top
+    folders = sorted({name.split("/")[0] for name in pages if "/" in name})
+    for folder in sorted(folders, key=lambda name: name == "decisions"):
+        inside = [name for name in pages if name.startswith(f"{folder}/")]
+        nav.append({folder.replace("howto", "how to").capitalize(): inside})
+    reference = [{"Settings": "reference/settings.md"}, "reference/api.md"]
+    reference += [
+        "reference/signals.md",
+        "reference/commands.md",
+        "reference/checks.md",
+    ]
+    nav.insert(-1, {"Reference": reference})
+    nav.append("changelog.md")
+    config["nav"] = nav
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made here."""
+    made = {
+        "index.md": _at_root("README.md"),
+        "changelog.md": _at_root("CHANGELOG.md"),
+        "reference/settings.md": settings_page(),
+        "reference/api.md": _API,
+        "reference/signals.md": signals_page(),
+        "reference/commands.md": commands_page(),
+        "reference/checks.md": checks_page(),
+    }
+    for path, content in made.items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def on_page_markdown(
+    markdown: str, page: Page, config: MkDocsConfig, files: Files
+) -> str:
+    """Leave links to pages; of those to the source keep the text."""
+    folder = (DOCS / page.file.src_path).parent
+
+    def replace(match: re.Match[str]) -> str:
+        target = (folder / match[2]).resolve()
+        if target.is_dir() and target.is_relative_to(DOCS):
+            first = min(target.glob("*.md"))
+            return f"[{match[1]}]({os.path.relpath(first, folder)})"
+        if target == ROOT / "README.md":
+            home = os.path.relpath(DOCS / "index.md", folder)
+            return f"[{match[1]}]({home}{match[3] or ''})"
+        if target.is_relative_to(DOCS) or not target.exists():
+            return match[0]
+        return match[1]
+
+    return _LINK.sub(replace, markdown)
+
+
+def _at_root(name: str) -> str:
+    """Return a page of the root, whose links begin there."""
+
+    def replace(match: re.Match[str]) -> str:
+        path = match[2]
+        if path == "CHANGELOG.md":
+            return f"[{match[1]}](changelog.md)"
+        if path.startswith("docs/"):
+            return f"[{match[1]}]({path.removeprefix('docs/')}{match[3] or ''})"
+        return match[1]
+
+    return _LINK.sub(replace, (ROOT / name).read_text())
+
+
+def settings_page() -> str:
+    """Every setting, from the table that the checks use."""
+    from eventstream import conf  # noqa: PLC0415  needs Django's settings
+    from eventstream_tasks.conf import Options  # noqa: PLC0415
+
+    text = (
+        "# Settings\n\nEach with the prefix `EVENTSTREAM_`. A value of another type, or out "
+        "of range, is an error of `manage.py check`.\n"
+    )
+    for setting in conf.SETTINGS:
+        default = setting.default() if callable(setting.default) else setting.default
+        wrong = setting.check(object()) or ""
+        text += (
+            f"\n## {setting.name}\n\n{setting.help}\n\n"
+            f"- Default: `{default!r}`\n- Value: {wrong.removeprefix('must be ')}\n"
+        )
+    text += "\n# Settings of the tasks\n\nEach with the prefix `EVENTSTREAM_TASKS_`.\n"
+    help_of = dict(
+        re.findall(
+            r"^    (\w+): (.*?)(?=^    \w+: |\Z)",
+            inspect.getdoc(Options) or "",
+            re.M | re.S,
+        )
+    )
+    for name, field in Options.__dataclass_fields__.items():
+        text += (
+            f"\n## {name.upper()}\n\n{' '.join(help_of[name].split())}\n\n"
+            f"- Default: `{field.default!r}`\n- Value: {field.type}\n"
+        )
+    return text
+
+
+def signals_page() -> str:
+    """Every signal, with the comment above it."""
+    source = (ROOT / "eventstream/signals.py").read_text()
+    text = (
+        "# Signals\n\nOf `eventstream.signals`; each is sent after the transaction.\n"
+    )
+    found = re.findall(r"((?:^# .*\n)+)(\w+) = Signal\(\)", source, re.M)
+    for comment, name in found:
+        lines = [line.removeprefix("# ") for line in comment.splitlines()]
+        text += f"\n## {name}\n\n{' '.join(lines)}\n"
+    return text
+
+
+def commands_page() -> str:
+    """Every management command, with its own help."""
+    from django.core.management import load_command_class  # noqa: PLC0415
+
+    text = "# Commands\n"
+    for package in ("eventstream", "eventstream_tasks"):
+        for path in sorted((ROOT / package / "management/commands").glob("[a-z]*.py")):
+            command = load_command_class(package, path.stem)
+            parser = command.create_parser("manage.py", path.stem)
+            parser.formatter_class = argparse.HelpFormatter
+            text += f"\n## {path.stem}\n\n```text\n{parser.format_help()}```\n"
+    return text
+
+
+def checks_page() -> str:
+    """The tables of the modules that make the checks."""
+    from eventstream import checks  # noqa: PLC0415
+    from eventstream_tasks import checks as task_checks  # noqa: PLC0415
+
+    text = "# System checks\n\n`manage.py check --database default` runs all of them.\n"
+    for module in (checks, task_checks):
+        lines = (inspect.getdoc(module) or "").splitlines()
+        text += "\n" + "\n".join(line for line in lines if line.startswith("|")) + "\n"
+    return text

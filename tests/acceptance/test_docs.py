@@ -1,0 +1,85 @@
+"""The documentation: the site builds without a warning, and the tutorial does what it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eventstream import conf
+from tests.acceptance.test_readme import Project, commands
+from tests.support.browser import browsing
+from tests.support.processes import ROOT, free_port, is_listening
+from tests.support.wheel import Installation
+
+TUTORIAL = (ROOT / "docs/tutorial.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("mkdocs"), "build", "--quiet", "-d", directory],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    # Strict: a broken link, anchor or reference is a warning, and that an error.
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory
+
+
+def test_every_page_is_on_the_site_and_in_its_navigation(site: Path) -> None:
+    home = (site / "index.html").read_text()
+
+    for path in (ROOT / "docs").rglob("*.md"):
+        name = path.relative_to(ROOT / "docs").with_suffix(".html").as_posix()
+        assert (site / name).exists(), name
+        assert f'href="{name}"' in home, name
+
+
+def test_reference_has_every_setting_command_signal_and_check(site: Path) -> None:
+    settings = (site / "reference/settings.html").read_text()
+    checks = (site / "reference/checks.html").read_text()
+    commands = (site / "reference/commands.html").read_text()
+    api = (site / "reference/api.html").read_text()
+
+    assert all(f">{setting.name}<" in settings for setting in conf.SETTINGS)
+    for path in ("eventstream/checks.py", "eventstream_tasks/checks.py"):
+        for check in re.findall(r'id="([\w.]+)"', (ROOT / path).read_text()):
+            assert check in checks, check
+    for path in ROOT.glob("eventstream*/management/commands/[a-z]*.py"):
+        assert f">{path.stem}<" in commands, path.stem
+    for name in ("send_event", "channel_permission_changed", "EventSpec"):
+        assert f'id="eventstream.api.{name}"' in api, name
+
+
+@pytest.mark.timeout(300)
+def test_tutorial_leads_to_a_page_that_misses_nothing(
+    tmp_path: Path, installation: Installation
+) -> None:
+    project = Project(tmp_path, installation)
+    install, start, startapp, make, migrate, serve, place = commands(TUTORIAL)
+    for command in (install, start, startapp):
+        project.run(command)
+    project.edit(TUTORIAL)
+    project.run(make)
+    project.run(migrate)
+    port = free_port()
+    serve = f"{serve} --port {port}"
+
+    with browsing() as chromium:
+        page = chromium.new_page()
+        lines = page.locator("#orders li")
+        with project.start(serve) as web:
+            web.wait_until(lambda: is_listening(port), "the server runs")
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.get_by_role("button").click()
+            lines.nth(0).wait_for()
+        project.run(place)
+        with project.start(serve) as web:
+            web.wait_until(lambda: is_listening(port), "the server runs")
+            lines.nth(1).wait_for(timeout=30_000)
+            page.wait_for_timeout(500)  # and nothing twice
+            assert lines.all_inner_texts() == ["tea", "coffee"]
