@@ -182,6 +182,10 @@ def test_systemd_takes_the_unit(unit: str, tmp_path: Path) -> None:
     assert (BIN / Path(program).name).exists()
 
 
+def test_procfile_is_one() -> None:
+    assert "(web, worker, beat, proxy)" in run(BIN / "honcho", "check")
+
+
 # --- in front
 
 
