@@ -54,7 +54,7 @@ class PushpinConfig:
 
     @property
     def services(self) -> str:
-        """What the runner starts; 1.38 gave the first of them another name."""
+        """What the runner starts; 1.40 gave the first of them another name."""
         internal = Path(self.libdir, "internal.conf")
         is_new = internal.exists() and "connmgr_in_specs" in internal.read_text()
         return (

@@ -46,8 +46,8 @@ def test_reference_has_every_setting_command_signal_and_check(site: Path) -> Non
     api = (site / "reference/api.html").read_text()
 
     assert all(f">{setting.name}<" in settings for setting in conf.SETTINGS)
-    for path in ("eventstream/checks.py", "eventstream_tasks/checks.py"):
-        for check in re.findall(r'id="([\w.]+)"', (ROOT / path).read_text()):
+    for name in ("eventstream/checks.py", "eventstream_tasks/checks.py"):
+        for check in re.findall(r'id="([\w.]+)"', (ROOT / name).read_text()):
             assert check in checks, check
     for path in ROOT.glob("eventstream*/management/commands/[a-z]*.py"):
         assert f">{path.stem}<" in commands, path.stem
