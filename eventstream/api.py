@@ -7,9 +7,9 @@ import functools
 import json
 import unicodedata
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.serializers.json import DjangoJSONEncoder
@@ -44,6 +44,20 @@ if TYPE_CHECKING:
 RESERVED_TYPES = frozenset(
     {"stream-open", "stream-reset", "stream-error", "keep-alive"}
 )
+
+
+_Call = TypeVar("_Call", bound=Callable[..., object])
+
+
+def _hide_data(function: _Call) -> _Call:
+    """Keep `data` out of error reports.
+
+    Django's decorator, with a type: to a project without django-stubs it has none, and
+    would take away those of send_event.
+    """
+    hidden: Any = sensitive_variables("data")(function)
+    typed: _Call = hidden
+    return typed
 
 
 class EventState(enum.Enum):
@@ -115,7 +129,7 @@ class SentEvent:
         return EventState.DEAD if letters.exists() else EventState.CONFIRMED
 
 
-@sensitive_variables("data")
+@_hide_data
 def send_event(
     channel: str,
     event_type: str,
@@ -165,7 +179,7 @@ def send_event(
     return send_events([spec], using=using)[0]
 
 
-@sensitive_variables("data")
+@_hide_data
 async def asend_event(
     channel: str,
     event_type: str,
@@ -369,7 +383,7 @@ def make_event(spec: EventSpec) -> Event:
     )
 
 
-@sensitive_variables("data")
+@_hide_data
 def _encode(spec: EventSpec) -> str:
     data = spec.data
     if spec.json_encode:

@@ -68,7 +68,8 @@ def test_sdist_holds_what_builds_the_same_wheel(
     with tarfile.open(sdist) as archive:
         tops = {name.split("/")[1] for name in archive.getnames()}
     assert tops - PACKAGES == {
-        ".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"
+        ".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "js",
+        "pyproject.toml",
     }  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def test_metadata_names_licences_pythons_and_djangos(
     classifiers = metadata.get_all("Classifier") or []
 
     assert metadata["License-Expression"] == "MIT"
-    assert len(metadata.get_all("License-File") or []) == 2
+    assert len(metadata.get_all("License-File") or []) == 3
     assert metadata["Requires-Python"] == ">=3.11"
     for python in ("3.11", "3.12", "3.13"):
         assert f"Programming Language :: Python :: {python}" in classifiers
