@@ -70,7 +70,7 @@ MAX_BACKOFF = 60.0
 STALE_FAILURE = 30.0
 """Seconds after its due time for which a failure speaks for its target; the sweep comes
 by every ten."""
-MAX_REST = 0.02
+MAX_REST = 0.004
 """Most seconds that a relay rests between two small batches: what it adds to an event's
 latency at most, and only while events come faster than they can be relayed singly."""
 NO_TARGET = ""

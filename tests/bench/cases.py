@@ -434,7 +434,7 @@ def catch_up(bench: Bench, side: str, *, pushpin: bool, clients: int) -> Figures
             )
         before = found.cpu()
         with load(
-            found.port, [found.path("bulk")], clients=clients, expect=count, after=0,
+            found.port, [found.path("bulk")], clients=clients, expect=count, after=1,
             last_event_id=found.event_id("bulk", 1), timeout=120, retry=600,
         ) as client:  # fmt: skip
             received = client.result()
