@@ -34,6 +34,7 @@ from eventstream.exceptions import (
 )
 from eventstream.initial import encode_initial_state, read_initial_states
 from eventstream.positions import format_position, parse_position
+from eventstream.relay import ensure_cursors
 from eventstream.storage import (
     DjangoModelStorage,
     LogEvent,
@@ -325,4 +326,7 @@ def number_stale(storage: DjangoModelStorage, using: str) -> None:
         _stale_checked[using] = now
     seconds = conf.get_options().unnumbered_after
     for partition in storage.unnumbered_partitions(using, older_than=seconds):
+        # Before anything has a number: a target's cursor begins at the head, and these
+        # events are to reach the proxies' open streams as well.
+        ensure_cursors(storage, using, partition)
         storage.number_all(using, partition)

@@ -185,7 +185,7 @@ def relay_partition(
     flag = flag or WakeFlag()
     if target_name == NO_TARGET:
         flag.lower()
-        _ensure_cursors(storage, using, partition)  # there may be paused targets
+        ensure_cursors(storage, using, partition)  # there may be paused targets
         return Report(Outcome.DONE, storage.number_all(using, partition))
     target = get_targets().get(target_name)
     if target is None:
@@ -234,7 +234,7 @@ def pending(using: str) -> list[tuple[int, str]]:
     return found
 
 
-def _ensure_cursors(storage: DjangoModelStorage, using: str, partition: int) -> None:
+def ensure_cursors(storage: DjangoModelStorage, using: str, partition: int) -> None:
     """Create the cursors that are missing, of all targets, before anything is numbered.
 
     At the head: a new target gets what is sent from now on, and not the past 24 h.
@@ -318,7 +318,7 @@ class _Relay:
         cursor = self._acquire(force=force)
         if cursor is None:
             self._flag.lower()
-            _ensure_cursors(self._storage, self._using, self._partition)
+            ensure_cursors(self._storage, self._using, self._partition)
             cursor = self._acquire(force=force)
         return cursor
 
@@ -695,7 +695,7 @@ class _Relay:
 
     def retry(self, keys: Collection[int]) -> RetryReport:
         """Do the work of retry_dead_letters, under the lease."""
-        _ensure_cursors(self._storage, self._using, self._partition)
+        ensure_cursors(self._storage, self._using, self._partition)
         cursor = self._acquire(force=True)
         if cursor is None:
             return RetryReport(busy=len(keys))

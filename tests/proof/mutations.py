@@ -20,7 +20,6 @@ COPIED = ["eventstream", "eventstream_tasks", "deploy", "tests", "manage.py", "p
 RELAY = "tests/integration/test_relay.py"
 SENDING = "tests/integration/test_sending.py"
 NUMBERING = "tests/integration/test_numbering.py"
-HISTORIES = "tests/proof/test_histories.py"
 STATES = "tests/integration/test_initial_state.py"
 JOINING = "tests/proof/test_initial_states.py"
 STREAMS = "tests/acceptance/test_streams.py"
@@ -41,7 +40,7 @@ MUTATIONS = [
         "confirmed before it is published", "eventstream/relay.py",
         "self._publish(batch, items)\n                watermark = batch[-1].position\n                self._confirm(watermark, len(batch), batch[0].position)",
         "watermark = batch[-1].position\n                self._confirm(watermark, len(batch), batch[0].position)\n                self._publish(batch, items)",
-        HISTORIES,
+        f"{RELAY}::test_failing_target_holds_up_no_other",
     ),
     Mutation(
         "published before the ids are committed", "eventstream/relay.py",
@@ -53,6 +52,11 @@ MUTATIONS = [
         "a watermark goes back", "eventstream/relay.py",
         "mine.filter(watermark__lte=position)", "mine",
         f"{RELAY}::test_watermark_never_goes_back",
+    ),
+    Mutation(
+        "a reader numbers before the targets have cursors", "eventstream/reading.py",
+        "        ensure_cursors(storage, using, partition)\n", "",
+        "tests/integration/test_reading.py",
     ),
     Mutation(
         "no sweep", "eventstream/jobs.py",
