@@ -33,6 +33,7 @@ PRUNE_AFTER = 20.0
 READ_LOG = """
 import json
 import time
+began = time.monotonic()
 from django.db.models import F
 from django.db.models.functions import Extract, Now
 from eventstream.models import Channel, Event
@@ -48,7 +49,6 @@ from eventstream.models import Cursor
 from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 storage = get_storage()
-began = time.monotonic()
 failing = Now() - F("failing_since")
 for p in storage.partitions("default"):
     storage.prune("default", p, retention={PRUNE_AFTER}, targets=list(get_targets()))

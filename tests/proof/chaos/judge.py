@@ -242,7 +242,8 @@ def _check_prunings(seen: Evidence, wrong: list[str]) -> None:
             if row.position >= after["first"].get(str(row.partition), 2**63):
                 continue
             seen.counts["events pruned"] += 1
-            if row.age + after["took"] < seen.prune_after:
+            # Ages are whole seconds, rounded down.
+            if row.age + 1 + after["took"] < seen.prune_after:
                 wrong.append(f"{row.channel}:{row.eid} was pruned {row.age:.1f} s old")
             for partition, target, watermark, failing in after["cursors"]:
                 is_waiting = partition == row.partition and watermark < row.position
