@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from django.core.cache import cache
 
-from eventstream import hub, limits, reading
+from eventstream import limits, reading
+from eventstream.hub import switchboard
 
 pytest_plugins = ["eventstream.pytest_plugin"]
 
@@ -14,6 +15,6 @@ pytest_plugins = ["eventstream.pytest_plugin"]
 def fresh_process_state() -> None:
     """Forget what a process remembers between requests."""
     reading._stale_checked.clear()
-    hub._hubs.clear()
+    switchboard._hubs.clear()
     limits.counts.__init__()  # type: ignore[misc]
     cache.clear()

@@ -12,8 +12,12 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from pytest_django import Settings
 
-from eventstream import EventSpec, hub, send_event, send_events, sse
-from eventstream.hub import Hub, get_hub
+from eventstream import EventSpec, send_event, send_events, sse
+from eventstream.hub import Hub, get_hub, permissions
+from eventstream.hub.log import Log
+from eventstream.hub.permissions import Permissions
+from eventstream.hub.pool import ReaderPool
+from eventstream.hub.tails import ChannelState
 from eventstream.models import Event, EventKind
 from eventstream.reading import Reader
 from eventstream.storage import LogEvent, OutboxRow, get_storage, partition_of
@@ -120,7 +124,7 @@ async def test_live_reader_needs_no_database(
     def fail(*_: object) -> None:
         raise AssertionError("the log was read")
 
-    monkeypatch.setattr(Hub, "_read_log", fail)
+    monkeypatch.setattr(Log, "read", fail)
     await publish(bus, 1, 2)
     await publish(bus, 3)
 
@@ -193,7 +197,7 @@ async def test_slow_reader_is_put_back_on_the_log_and_misses_nothing(
         await publish(bus, *range(first, first + 5))
     assert await fast.ids(200) == list(range(1, 201))
 
-    assert len(get_hub()._states["orders"].tail) == 10
+    assert len(get_hub().channels["orders"].tail) == 10
     assert await slow.ids(200) == list(range(1, 201))
     await slow.close()
     await fast.close()
@@ -203,13 +207,15 @@ async def test_kicked_reader_gets_nothing_of_what_follows(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = asyncio.Event()
-    check = Hub._check_permissions
+    check = Permissions._check
 
-    async def check_slowly(hub: Hub, subscribers: list[object]) -> list[object]:
+    async def check_slowly(
+        asked_of: Permissions, subscribers: list[object]
+    ) -> list[object]:
         await asked.wait()
-        return await check(hub, subscribers)  # type: ignore[arg-type, return-value]
+        return await check(asked_of, subscribers)  # type: ignore[arg-type, return-value]
 
-    monkeypatch.setattr(Hub, "_check_permissions", check_slowly)
+    monkeypatch.setattr(Permissions, "_check", check_slowly)
     stream = await Stream("members", user_id="7").open()  # there is no such user
     kick = OutboxRow(0, 0, EventKind.KICK, "members", None, "kick", "7", "")
     await sync_to_async(bus.publish)(bus.encode(kick))
@@ -236,7 +242,7 @@ async def test_kicked_reader_is_sent_nothing_until_the_manager_could_be_asked(
             raise answer
         return answer
 
-    monkeypatch.setattr("eventstream.hub._ask_permission", ask)
+    monkeypatch.setattr("eventstream.hub.permissions.ask_permission", ask)
     stream = await Stream("members", user_id="7").open()
     kick = OutboxRow(0, 0, EventKind.KICK, "members", None, "kick", "7", "")
     await sync_to_async(bus.publish)(bus.encode(kick))
@@ -254,7 +260,7 @@ async def test_permissions_are_asked_again_at_the_interval(
 ) -> None:
     settings.EVENTSTREAM_PERMISSION_INTERVAL = 0.1
     failures = 0
-    ask = hub._ask_permission
+    ask = permissions.ask_permission
 
     def fail_once(*arguments: object) -> str:
         nonlocal failures
@@ -263,7 +269,7 @@ async def test_permissions_are_asked_again_at_the_interval(
             raise RuntimeError("away")
         return ask(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("eventstream.hub._ask_permission", fail_once)
+    monkeypatch.setattr("eventstream.hub.permissions.ask_permission", fail_once)
     idle = await Stream("members", user_id="7").open()  # there is no such user
 
     message = await idle.next(10)
@@ -352,14 +358,14 @@ async def test_thousand_that_come_back_at_once_share_a_read(
 ) -> None:
     await send(100)
     reads = 0
-    read = Hub._in_thread
+    read = ReaderPool.run
 
-    async def count(hub: Hub, call: object, *aliases: str) -> object:
+    async def count(pool: ReaderPool, call: object, *aliases: str) -> object:
         nonlocal reads
         reads += 1
-        return await read(hub, call, *aliases)  # type: ignore[arg-type]
+        return await read(pool, call, *aliases)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Hub, "_in_thread", count)
+    monkeypatch.setattr(ReaderPool, "run", count)
     streams = [Stream("orders", orders=0) for _ in range(1000)]
 
     await asyncio.gather(*[stream.open() for stream in streams])
@@ -372,8 +378,6 @@ async def test_thousand_that_come_back_at_once_share_a_read(
 
 
 def test_events_that_do_not_follow_are_not_taken() -> None:
-    from eventstream.hub import ChannelState
-
     state = ChannelState("orders", is_reliable=True)
     state.extend([LogEvent(1, "message", "a", ""), LogEvent(3, "message", "c", "")])
 

@@ -19,7 +19,8 @@ from pytest_django import Settings
 
 from eventstream import jobs, send_event
 from eventstream.channelmanager import DefaultChannelManager, InitialState
-from eventstream.hub import Hub, get_hub
+from eventstream.hub import get_hub
+from eventstream.hub.beginnings import Beginnings
 from eventstream.models import Event
 from eventstream.reading import Reader, read_page
 from eventstream.testing import drain_outbox
@@ -254,7 +255,7 @@ async def test_event_that_commits_while_the_state_is_read_comes_by_the_stream(
     def commit() -> None:
         add(next(names))  # too late for the state, and numbered
         head = Event.objects.count()
-        wait_for(lambda: hub._states["groups"].head == head, "the hub has heard of it")
+        wait_for(lambda: hub.channels["groups"].head == head, "the hub has heard of it")
 
     manager.after = commit
     await sync_to_async(add)("a")
@@ -395,7 +396,7 @@ async def test_project_without_the_hook_pays_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
-    monkeypatch.setattr(Hub, "_read_state", None)
+    monkeypatch.setattr(Beginnings, "_read_state", None)
 
     stream = Stream("groups")
     assert (await stream.next()).id == "groups:0"

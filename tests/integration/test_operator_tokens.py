@@ -12,7 +12,7 @@ from django.test import RequestFactory
 from eventstream import send_event
 from eventstream.channelmanager import check_reader, is_operator, operator_id
 from eventstream.exceptions import ChannelPermissionError, TokenError
-from eventstream.hub import _ask_permission
+from eventstream.hub.permissions import ask_permission
 from eventstream.reading import Reader, read_link, read_page, read_request, sign_link
 from eventstream.relay import relay_all
 from eventstream.tokens import (
@@ -76,7 +76,7 @@ def test_operator_who_is_none_any_more_reads_nothing(
         check_reader(reader.user_id, [PRIVATE])
     with pytest.raises(ChannelPermissionError):
         read_page(read_link(link, now=time.time())[0])
-    assert "stream-error" in _ask_permission(reader.user_id, (PRIVATE,))
+    assert "stream-error" in ask_permission(reader.user_id, (PRIVATE,))
 
 
 def test_withdrawn_permission_ends_it_where_no_channel_is_ever_refused(

@@ -41,7 +41,9 @@ _RELAY = "eventstream.relay"
 _STORAGE = "eventstream.storage"
 _DISPATCH = "eventstream_tasks.dispatch"
 _TASKS = "eventstream_tasks.tasks"
-_HUB = "eventstream.hub"
+_TAILS = "eventstream.hub.tails"
+_CHANNELS = "eventstream.hub.channels"
+_SUBSCRIBERS = "eventstream.hub.subscribers"
 
 POINTS = {
     "sender, row written, not committed": Point(
@@ -85,11 +87,13 @@ POINTS = {
     ),
     "worker, relayed, task not over": Point("worker", _TASKS, "relay_partition", True),
     "hub, event come by the bus, not taken": Point(
-        "direct", _HUB, "Hub.receive", False
+        "direct", _CHANNELS, "Channels.receive", False
     ),
-    "hub, event taken, nobody woken": Point("direct", _HUB, "ChannelState.wake", False),
+    "hub, event taken, nobody woken": Point(
+        "direct", _TAILS, "ChannelState.wake", False
+    ),
     "hub, position moved, not written": Point(
-        "direct", _HUB, "Subscriber._encode", True
+        "direct", _SUBSCRIBERS, "Subscriber._encode", True
     ),
     "hold, page read, not answered": Point(
         "proxied", "eventstream.hold", "read_page", True, call=4

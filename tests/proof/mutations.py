@@ -173,29 +173,29 @@ MUTATIONS = [
         "tests/integration/test_views.py",
     ),
     Mutation(
-        "a stream that begins does not look at what was withdrawn meanwhile", "eventstream/hub.py",
+        "a stream that begins does not look at what was withdrawn meanwhile", "eventstream/hub/permissions.py",
         "self._kicks.get((name, reader.user_id), -1.0) >= reader.checked_at", "False",
         "tests/integration/test_hub.py::test_kick_between_check_and_start_ends_the_stream",
     ),
     Mutation(
-        "the hub takes what does not follow", "eventstream/hub.py",
+        "the hub takes what does not follow", "eventstream/hub/tails.py",
         "if event.eid == self.head + 1:", "if event.eid > self.head:",
         "tests/integration/test_hub.py",
     ),
     Mutation(
-        "the hub does not look again when the bus is back", "eventstream/hub.py",
-        "self._hub._spawn(self._look_again())", "pass",
+        "the hub does not look again when the bus is back", "eventstream/hub/switchboard.py",
+        "self._spawn(self._look_again())", "pass",
         "tests/integration/test_hub.py",
     ),
     Mutation(
-        "the kicked reader is asked about, and served meanwhile", "eventstream/hub.py",
+        "the kicked reader is asked about, and served meanwhile", "eventstream/hub/permissions.py",
         "            subscriber.check_count += 1\n        if mine", "            subscriber.check_count += 0\n        if mine",
         "tests/integration/test_hub.py",
     ),
     Mutation(
-        "a direct stream's position is read after its initial state", "eventstream/hub.py",
-        "return place, await self._in_thread(read)",
-        "body = await self._in_thread(read)\n            return state.head, body",
+        "a direct stream's position is read after its initial state", "eventstream/hub/beginnings.py",
+        "return place, await self._pool.run(read)",
+        "body = await self._pool.run(read)\n            return state.head, body",
         JOINING,
     ),
     Mutation(
@@ -205,7 +205,7 @@ MUTATIONS = [
         JOINING,
     ),
     Mutation(
-        "a stream opens with the position that its state is yet to lead to", "eventstream/hub.py",
+        "a stream opens with the position that its state is yet to lead to", "eventstream/hub/beginnings.py",
         "                subscriber.unbegun.add(state.name)\n", "",
         STATES,
     ),
@@ -231,7 +231,7 @@ MUTATIONS = [
         "tests/integration/test_cors.py::test_origins_are_let_in_exactly_as_configured",
     ),
     Mutation(
-        "a kicked stream goes on while nobody can be asked", "eventstream/hub.py",
+        "a kicked stream goes on while nobody can be asked", "eventstream/hub/permissions.py",
         "                if subscriber not in unknown:", "                if True:",
         "tests/integration/test_hub.py::test_kicked_reader_is_sent_nothing_until_the_manager_could_be_asked",
     ),

@@ -1,0 +1,170 @@
+"""The channels that somebody reads in this process, and how they are kept up to date.
+
+Order of joining one: subscribe to the bus and see that confirmed, read the log, then go
+live. What comes over the bus is taken only if it follows what the tail ends with; any gap
+is filled from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+from django.db import InterfaceError, OperationalError
+
+from eventstream.hub.buslink import BusLink
+from eventstream.hub.log import Log
+from eventstream.hub.subscribers import Subscriber
+from eventstream.hub.tails import ChannelState
+from eventstream.storage import LogEvent, partition_of
+from eventstream.targets.bus import event_topic
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 60.0
+"""How long a channel that nobody reads is kept up to date: reconnecting is then cheap."""
+
+_NAMES_PER_QUERY = 500
+
+
+class Channels:
+    """The channels of one hub, by name."""
+
+    def __init__(self, log: Log, bus: BusLink | None) -> None:
+        self._log = log
+        self._bus = bus
+        self._loop = asyncio.get_running_loop()
+        self._states: dict[str, ChannelState] = {}
+
+    def __iter__(self) -> Iterator[ChannelState]:
+        return iter(self._states.values())
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __getitem__(self, name: str) -> ChannelState:
+        return self._states[name]
+
+    def get(self, name: str) -> ChannelState | None:
+        """Return a channel that somebody reads, or read lately."""
+        return self._states.get(name)
+
+    def subscribers(self) -> set[Subscriber]:
+        """Return all streams of the hub."""
+        return {s for state in self for s in state.subscribers}
+
+    def add(self, name: str, *, is_reliable: bool) -> ChannelState:
+        """Return a channel, a new one if nobody read it so far."""
+        state = self._states.get(name)
+        if state is None:
+            state = self._states[name] = ChannelState(name, is_reliable=is_reliable)
+        return state
+
+    async def join(self, state: ChannelState) -> None:
+        """Wait until the channel is live."""
+        if state.joined is None:
+            state.joined = self._loop.create_task(self._go_live(state))
+        try:
+            await asyncio.shield(state.joined)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            state.joined = None  # the next reader tries again
+            raise
+
+    async def _go_live(self, state: ChannelState) -> None:
+        if self._bus is not None:
+            await self._bus.subscribe(event_topic(state.name))
+        if not state.is_reliable:
+            return
+        state.alias = await self._log.alias_of(state.name)
+        heads = await self._log.current_ids(state.alias, [state.name])
+        state.head = heads[state.name]
+        if state.wanted > state.head:
+            self.fill(state, state.wanted)
+
+    async def leave_idle(self, now: float) -> None:
+        """Forget the channels that nobody has read for a while."""
+        idle = [
+            state
+            for state in self
+            if not state.subscribers and now - state.idle_since > IDLE_SECONDS
+        ]
+        for state in idle:
+            if state.subscribers:
+                continue  # somebody came while another was being unsubscribed
+            del self._states[state.name]
+            if self._bus is not None:
+                await self._bus.unsubscribe(event_topic(state.name))
+
+    # --- what is new
+
+    def receive(self, name: str, events: list[LogEvent]) -> None:
+        """Take events of a reliable channel from the bus."""
+        state = self._states.get(name)
+        if state is None:
+            return
+        if state.joined is None or not state.joined.done():
+            # The head may have been read before this event was there: joining looks.
+            state.wanted = max(state.wanted, events[-1].eid)
+            return
+        state.extend(events)
+        if events[-1].eid > state.head:
+            self.fill(state, events[-1].eid)
+
+    def receive_unstored(self, name: str, events: list[LogEvent]) -> None:
+        """Take best-effort events: they get places of this process, and no id."""
+        state = self._states.get(name)
+        if state is not None and not state.is_reliable:
+            head = state.head
+            state.extend(
+                [event._replace(eid=head + n) for n, event in enumerate(events, 1)]
+            )
+
+    async def look(self, using: str, partitions: set[int] | None) -> None:
+        """Find what the bus did not bring, in channels of these partitions, None for all."""
+        names = [
+            state.name
+            for state in self
+            if state.alias == using
+            and (partitions is None or partition_of(state.name) in partitions)
+        ]
+        for first in range(0, len(names), _NAMES_PER_QUERY):
+            some = names[first : first + _NAMES_PER_QUERY]
+            last_eids = await self._log.current_ids(using, some)
+            for name, last_eid in last_eids.items():
+                state = self._states.get(name)
+                if state is not None and last_eid > state.head:
+                    self.fill(state, last_eid)
+
+    def fill(self, state: ChannelState, wanted: int) -> None:
+        """Read the log from the head on until it reaches an event id. Once at a time."""
+        state.wanted = max(state.wanted, wanted)
+        if state.filling is None:
+            state.filling = self._loop.create_task(self._fill_tail(state))
+
+    async def filled(self, state: ChannelState) -> None:
+        """Wait until nothing is being filled."""
+        if state.filling is not None:
+            await asyncio.shield(state.filling)
+
+    async def _fill_tail(self, state: ChannelState) -> None:
+        try:
+            while state.head < state.wanted:
+                log = await self._log.read(state, state.head)
+                if log.is_reset:
+                    # The log was pruned past us: readers will find that out, each for
+                    # itself, when it reads from its own position.
+                    state.tail.clear()
+                    state.tail_bytes = 0
+                    state.head = log.last_eid
+                    state.wake()
+                    return
+                if not log.events:
+                    return
+                state.extend(log.events)
+        except (OperationalError, InterfaceError) as error:
+            logger.warning("Cannot read the log of %s: %s", state.name, error)
+        finally:
+            state.filling = None

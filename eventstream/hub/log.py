@@ -1,0 +1,100 @@
+"""The log, as a hub reads it: pages for streams, and looks at how far it has got.
+
+With whatever is read come the kicks that this process has not heard of: a kick is told
+before any event that follows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+
+from eventstream import conf
+from eventstream.hub.pool import ReaderPool
+from eventstream.hub.tails import ChannelState
+from eventstream.reading import number_stale
+from eventstream.storage import ChannelLog, alias_of, get_storage, partition_of
+
+Kick = tuple[int, int, str, str]
+"""As DjangoModelStorage.kicks_after has it: …, channel, user id."""
+
+
+class Log:
+    """Reads the log in the pool's threads."""
+
+    def __init__(self, pool: ReaderPool, on_kick: Callable[[str, str], None]) -> None:
+        self._pool = pool
+        self._on_kick = on_kick
+        self._loop = asyncio.get_running_loop()
+        self._heads: dict[str, dict[int, int]] = {}
+
+    async def look(self, using: str) -> set[int] | None:
+        """Number what is stale; return the partitions that have moved, at first None."""
+        known = self._heads.get(using)
+        heads, kicks = await self._pool.run(
+            functools.partial(_look, using, known), using
+        )
+        self._heads[using] = heads
+        self._tell(kicks)
+        if known is None:
+            return None
+        return {number for number, head in heads.items() if head != known.get(number)}
+
+    async def current_ids(self, using: str, names: list[str]) -> dict[str, int]:
+        """Return the newest event id of each channel."""
+        read = functools.partial(get_storage().current_ids, using, names)
+        return await self._pool.run(read, using)
+
+    async def alias_of(self, name: str) -> str:
+        """Return the database alias of a channel."""
+        return await self._pool.run(functools.partial(alias_of, name))
+
+    async def read(self, state: ChannelState, place: int) -> ChannelLog:
+        """Read the log after a place; all who ask for the same share one read."""
+        task = state.reads.get(place)
+        if task is None:
+            task = self._loop.create_task(self._read_page(state, place))
+            state.reads[place] = task
+            task.add_done_callback(lambda _: state.reads.pop(place, None))
+        log = await asyncio.shield(task)
+        state.prepend(log.events)
+        return log
+
+    async def _read_page(self, state: ChannelState, place: int) -> ChannelLog:
+        partition = partition_of(state.name)
+        known = self._heads[state.alias].get(partition, 0)
+        read = functools.partial(
+            _read, state.alias, state.name, place, partition, known
+        )
+        log, kicks = await self._pool.run(read, state.alias)
+        self._tell(kicks)
+        return log
+
+    def _tell(self, kicks: list[Kick]) -> None:
+        for _, _, channel, user_id in kicks:
+            self._on_kick(channel, user_id)
+
+
+def _look(
+    using: str, known: dict[int, int] | None
+) -> tuple[dict[int, int], list[Kick]]:
+    storage = get_storage()
+    number_stale(storage, using)
+    heads = storage.heads(using)
+    if known is None:
+        return heads, []
+    moved = {p: known.get(p, 0) for p, head in heads.items() if head != known.get(p)}
+    return heads, storage.kicks_after(using, moved)
+
+
+def _read(
+    using: str, channel: str, place: int, partition: int, known: int
+) -> tuple[ChannelLog, list[Kick]]:
+    """Return a page of the log, and the kicks above a position of the channel's partition.
+
+    In this order: whatever kick comes before an event of the page is among those returned.
+    """
+    storage = get_storage()
+    log = storage.read_after(using, channel, place, limit=conf.get_options().page_size)
+    return log, storage.kicks_after(using, {partition: known}) if log.events else []

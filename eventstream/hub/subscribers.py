@@ -1,0 +1,103 @@
+"""One open stream: a position in each of its channels."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from eventstream.hub.tails import ChannelState, TailEvent
+from eventstream.positions import format_position
+from eventstream.reading import Reader
+from eventstream.storage import is_skipped
+
+
+class Subscriber:
+    """One open stream: a position in each channel, and a way to be woken."""
+
+    def __init__(self, reader: Reader, states: list[ChannelState]) -> None:
+        self.reader = reader
+        self.states = states
+        self.places: dict[str, int] = {}
+        self.unbegun: set[str] = set()  # channels whose initial state is yet to be sent
+        self.error = ""
+        self.check_count = 0
+        self.written_at = time.monotonic()
+        self.is_due = False
+        self.is_leaving = False
+        self.is_live = False
+        self.is_sample = False
+        self.is_over = False
+        self._event = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        return any(self in state.subscribers for state in self.states)
+
+    def wake(self) -> None:
+        self._event.set()
+
+    def leave(self) -> None:
+        """End the stream after what is being written; the client comes back elsewhere."""
+        self.is_leaving = True
+        self.wake()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+    async def wait_until_checked(self) -> None:
+        """Wait while it is being asked whether the user may read on."""
+        while self.check_count:
+            await self.wait()
+
+    def event_id(self) -> str:
+        """Return the position in all reliable channels, as Last-Event-ID has it.
+
+        Without those that are unbegun: a client that is cut off must come back for them.
+        """
+        return format_position(
+            {
+                s.name: self.places[s.name]
+                for s in self.states
+                if s.is_reliable and s.name not in self.unbegun
+            }
+        )
+
+    def collect(self) -> tuple[bytes, list[ChannelState]]:
+        """Return all that the tails have for this reader, and channels it is behind in.
+
+        Moves the position; whoever calls must write what it gets.
+        """
+        parts: list[bytes] = []
+        behind = []
+        for state in self.states:
+            place = self.places[state.name]
+            if place == state.head:
+                continue
+            if place > state.head or place < state.start:
+                if state.is_reliable:
+                    behind.append(state)
+                    continue
+                place = state.start  # best-effort: what fell out of the tail is lost
+            parts.append(self._encode(state, place))
+            self.places[state.name] = state.head
+        return b"".join(parts), behind
+
+    def _encode(self, state: ChannelState, place: int) -> bytes:
+        if len(self.states) == 1 and not self.reader.user_id:
+            return state.chunk_after(place)
+        items = state.after(place)
+        if len(self.states) == 1 and not any(item.skip_users for item in items):
+            return state.chunk_after(place)
+        return self.encode_items(state, items)
+
+    def encode_items(self, state: ChannelState, items: Iterable[TailEvent]) -> bytes:
+        """Return the items for this reader, each with the position in all channels."""
+        parts = []
+        for item in items:
+            self.places[state.name] = item.place
+            if not is_skipped(item.skip_users, self.reader.user_id):
+                prefix = f"id: {self.event_id()}\n" if state.is_reliable else ""
+                parts.append(prefix + item.body)
+        return "".join(parts).encode()

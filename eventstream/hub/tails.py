@@ -1,0 +1,123 @@
+"""What a process remembers of a channel that somebody reads: a tail without gaps."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from eventstream import conf, sse
+from eventstream.positions import quote_channel
+
+if TYPE_CHECKING:
+    from eventstream.hub.subscribers import Subscriber
+    from eventstream.storage import ChannelLog, LogEvent
+
+
+class TailEvent:
+    """An event in memory, encoded once for all readers.
+
+    `place` is its event id; of a best-effort event, a number of this process.
+    """
+
+    __slots__ = ("body", "place", "size", "skip_users")
+
+    def __init__(self, place: int, event: LogEvent) -> None:
+        self.place = place
+        self.body = sse.encode_data(event.type, event.data) + "\n"
+        self.skip_users = event.skip_users
+        self.size = len(self.body)
+
+
+class ChannelState:
+    """A channel as this process knows it: a tail without gaps, ending at `head`."""
+
+    def __init__(self, name: str, *, is_reliable: bool) -> None:
+        self.name = name
+        self.quoted = quote_channel(name)
+        self.is_reliable = is_reliable
+        self.alias = ""
+        self.head = 0
+        self.wanted = 0
+        self.tail: deque[TailEvent] = deque()
+        self.tail_bytes = 0
+        self.subscribers: set[Subscriber] = set()
+        self.idle_since = time.monotonic()
+        self.joined: asyncio.Task[None] | None = None
+        self.filling: asyncio.Task[None] | None = None
+        self.reads: dict[int, asyncio.Task[ChannelLog]] = {}
+        self.beginnings: dict[str, asyncio.Task[tuple[int, str]]] = {}
+        self._chunk: tuple[int, int, bytes] | None = None
+
+    @property
+    def start(self) -> int:
+        """The place before the tail's first event: what the tail can serve from."""
+        return self.tail[0].place - 1 if self.tail else self.head
+
+    def extend(self, events: Iterable[LogEvent]) -> None:
+        """Take the events that follow the head, and wake the readers."""
+        options = conf.get_options()
+        before = self.head
+        for event in events:
+            if event.eid == self.head + 1:
+                item = TailEvent(event.eid, event)
+                self.tail.append(item)
+                self.tail_bytes += item.size
+                self.head = event.eid
+        while self.tail and (
+            len(self.tail) > options.queue_length
+            or self.tail_bytes > options.queue_bytes
+        ):
+            self.tail_bytes -= self.tail.popleft().size
+        if self.head > before:
+            self.wake()
+
+    def prepend(self, events: list[LogEvent]) -> None:
+        """Put a page that was read from the log before the tail, if it fits and joins.
+
+        When a thousand readers come back at once, the first one's page serves them all.
+        """
+        options = conf.get_options()
+        older = [event for event in events if event.eid <= self.start]
+        if not older or older[-1].eid != self.start:
+            return
+        for event in reversed(older):
+            item = TailEvent(event.eid, event)
+            if (
+                len(self.tail) >= options.queue_length
+                or self.tail_bytes + item.size > options.queue_bytes
+            ):
+                return
+            self.tail.appendleft(item)
+            self.tail_bytes += item.size
+
+    def after(self, place: int) -> list[TailEvent]:
+        """Return the tail above a place that is not before its start."""
+        count = min(self.head - place, len(self.tail))
+        if count <= 0:
+            return []
+        if count == len(self.tail):
+            return list(self.tail)
+        return [self.tail[index] for index in range(-count, 0)]
+
+    def chunk_after(self, place: int) -> bytes:
+        """Return the same encoded with ids, for readers of this channel alone.
+
+        Most readers stand at the same place; the text is made once for all of them.
+        """
+        if self._chunk is not None and self._chunk[:2] == (place, self.head):
+            return self._chunk[2]
+        parts = []
+        for item in self.after(place):
+            prefix = f"id: {self.quoted}:{item.place}\n" if self.is_reliable else ""
+            parts.append(prefix + item.body)
+        chunk = "".join(parts).encode()
+        self._chunk = (place, self.head, chunk)
+        return chunk
+
+    def wake(self) -> None:
+        """Tell every reader that there is something above its position."""
+        for subscriber in self.subscribers:
+            subscriber.wake()
