@@ -16,6 +16,7 @@ from eventstream.series import prune_samples, record_sample
 from eventstream.stalls import report_stalls
 from eventstream.storage import get_storage
 from eventstream.targets import get_targets
+from eventstream.words import describe_count
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def republish(using: str) -> str | None:
         reports = relay_all(using)
         failed = sum(r.outcome is Outcome.FAILED for r in reports.values())
         events = sum(r.event_count for r in reports.values())
-        text = f"{events} events, {len(reports)} partitions behind, {failed} failed"
+        behind = describe_count(len(reports), "partition")
+        text = f"{describe_count(events, 'event')}, {behind} behind, {failed} failed"
         return text, len(reports)
 
     result = _run(using, REPUBLISH, work, lease_seconds=SWEEP_LEASE)
@@ -84,7 +86,7 @@ def prune(
             for partition in storage.partitions(using)
         )
         prune_samples(using)
-        return f"{count} events deleted", count
+        return f"{describe_count(count, 'event')} deleted", count
 
     return _run(using, PRUNE, work, lease_seconds=lease_seconds)
 

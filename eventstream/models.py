@@ -148,6 +148,8 @@ class Cursor(models.Model):
     )
 
     class Meta:
+        verbose_name = "delivery"  # what operators call it
+        verbose_name_plural = "deliveries"
         constraints = [
             models.UniqueConstraint(
                 fields=["partition", "target"], name="eventstream_cursor_target"
@@ -238,7 +240,7 @@ class Holder(models.Model):
 
 
 class Sample(models.Model):
-    """What status.py found in one minute. Written by the sweep, read by series.py."""
+    """What status found in one minute. Written by the sweep, read by series.py."""
 
     minute = models.DateTimeField(primary_key=True)
     event_count = models.BigIntegerField(help_text="Events written so far.")

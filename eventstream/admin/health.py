@@ -1,4 +1,4 @@
-"""The health of the installation as the pages show it: status.py's facts, with buttons."""
+"""The health of the installation as the pages show it: status's facts, with buttons."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from eventstream.status import (
     HolderStatus,
     Status,
     TargetStatus,
-    describe_seconds,
     get_status,
 )
+from eventstream.words import describe_count, describe_seconds
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def headline(status: Status) -> str:
     count = status.undelivered_count
     if not count:
         return "Every event has reached every target."
-    events = "1 event has" if count == 1 else f"{count:,} events have"
+    events = f"{describe_count(count, 'event')} {'has' if count == 1 else 'have'}"
     if not status.findings:
         return f"{events} not reached every target yet; nothing is late."
     text = f"{events} not reached every target"
@@ -170,13 +170,16 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
     wake_ups = status.wake_ups
     if wake_ups.broker:
         count = wake_ups.worker_count
-        words = "1 worker takes" if count == 1 else f"{count} workers take"
-        text = unknown if count is None else f"{words} tasks from {wake_ups.queue!r}."
+        text = unknown
+        if count is not None:
+            takes = "takes" if count == 1 else "take"
+            text = f"{describe_count(count, 'worker')} {takes} tasks from {wake_ups.queue!r}."
         yield part("worker", "Worker", text, is_known=count is not None)
         waiting = wake_ups.waiting_count
         text = f"{wake_ups.broker} answers."
         if waiting:
-            text += f" {waiting:,} tasks wait."
+            verb = "waits" if waiting == 1 else "wait"
+            text += f" {describe_count(waiting, 'task')} {verb}."
         is_known = health.is_asked
         yield part("broker", "Broker", text if is_known else unknown, is_known=is_known)
     else:
@@ -202,7 +205,8 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
             yield dataclasses.replace(found, url=target_url(request, target.name))
     for holder in status.holders:
         words = (
-            f"{holder.stream_count:,} readers of {holder.channel_count:,} channels, "
+            f"{describe_count(holder.stream_count, 'reader')} of "
+            f"{describe_count(holder.channel_count, 'channel')}, "
             f"as of {describe_seconds(_age(status, holder))} ago."
         )
         yield Part(f"Web process {holder.name}", "ok", words)

@@ -19,6 +19,7 @@ from eventstream.relay import (
     relay_partition,
     retry_dead_letters,
 )
+from eventstream.words import describe_count
 
 logger = logging.getLogger(__name__)
 
@@ -117,19 +118,21 @@ def _describe_retry(
     name: str, report: RetryReport, left: int
 ) -> Iterator[tuple[int, str]]:
     if report.published:
-        text = f"{name}: accepted {_events(report.published)}."
+        text = f"{name}: accepted {describe_count(report.published, 'event')}."
         yield messages.SUCCESS, text
     if report.due:
-        text = f"{name}: {_events(report.due)} will be published in turn."
+        text = (
+            f"{name}: {describe_count(report.due, 'event')} will be published in turn."
+        )
         yield messages.SUCCESS, text
     if report.superseded:
         text = (
-            f"{name}: {_events(report.superseded)} not published: newer ones have been, "
+            f"{name}: {describe_count(report.superseded, 'event')} not published: newer ones have been, "
             "so readers have had them from the log. The letters are removed."
         )
         yield messages.INFO, text
     if report.refused:
-        text = f"{name}: refused {_events(report.refused)} again; see the last error."
+        text = f"{name}: refused {describe_count(report.refused, 'event')} again; see the last error."
         yield messages.ERROR, text
     if report.busy:
         text = f"{name}: busy: another process is publishing there. Look again in a moment."
@@ -137,7 +140,7 @@ def _describe_retry(
     if report.error:
         yield messages.ERROR, f"{name}: {report.error[:_ERROR_LENGTH]}"
     if left:
-        text = f"{name}: {_events(left)} not tried. Try those again."
+        text = f"{name}: {describe_count(left, 'event')} not tried. Try those again."
         yield messages.WARNING, text
 
 
@@ -152,12 +155,12 @@ def _relay(using: str, partition: int, name: str) -> Report:
 
 def _describe(name: str, tally: _Tally) -> Iterator[tuple[int, str]]:
     if name == NO_TARGET:
-        text = f"No target is configured: numbered {_events(tally.event_count)}."
+        text = f"No target is configured: numbered {describe_count(tally.event_count, 'event')}."
         yield messages.WARNING, text
         name = "numbering"
     elif tally.event_count > tally.refused_count:
         count = tally.event_count - tally.refused_count
-        yield messages.SUCCESS, f"{name}: confirmed {_events(count)}."
+        yield messages.SUCCESS, f"{name}: confirmed {describe_count(count, 'event')}."
     elif not (
         tally.failed
         or tally.busy
@@ -167,7 +170,7 @@ def _describe(name: str, tally: _Tally) -> Iterator[tuple[int, str]]:
     ):
         yield messages.INFO, f"{name}: nothing was waiting."
     if tally.refused_count:
-        refused = _events(tally.refused_count)
+        refused = describe_count(tally.refused_count, "event")
         text = f"{name}: refused {refused} for good; see the dead letters."
         yield messages.ERROR, text
     if tally.pause:
@@ -189,10 +192,6 @@ def _describe(name: str, tally: _Tally) -> Iterator[tuple[int, str]]:
             "Try those again."
         )
         yield messages.WARNING, text
-
-
-def _events(count: int) -> str:
-    return f"{count:,} event" if count == 1 else f"{count:,} events"
 
 
 def _partitions(numbers: Sequence[int]) -> str:

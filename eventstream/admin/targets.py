@@ -21,6 +21,7 @@ from eventstream.models import PausedTarget
 from eventstream.relay import pending
 from eventstream.series import Point, read_series
 from eventstream.status import TargetStatus, get_status
+from eventstream.words import describe_count
 
 PERMISSIONS = {"publish": "publish_event", "pause": "pause_target", "resume": "pause_target"}  # fmt: skip
 LEVELS = {
@@ -199,7 +200,8 @@ class TargetAdmin(ReadOnlyAdmin[PausedTarget]):
 def _question(action: str, target: TargetStatus) -> Question:
     name = target.name
     fields = [("action", action), ("target", name)]
-    waiting = f"{target.waiting_count:,} events wait for it."
+    verb = "waits" if target.waiting_count == 1 else "wait"
+    waiting = f"{describe_count(target.waiting_count, 'event')} {verb} for it."
     if action == "publish":
         return Question(
             title=f"Publish to {name} now?",

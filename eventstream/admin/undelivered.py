@@ -30,6 +30,7 @@ from eventstream.undelivered import (
     Search,
     find_undelivered,
 )
+from eventstream.words import describe_count
 
 PAGE_SIZE = 50
 AGES = {
@@ -231,22 +232,24 @@ class UndeliveredAdmin(ReadOnlyAdmin[UndeliveredEvent]):
                 done.append((pk, target))
         self._log(request, done, f"Given up ({reason})")
         if done:
-            count = "1 event was" if len(done) == 1 else f"{len(done)} events were"
-            text = f"{count} given up. Their readers get them from the log."
+            was, they = ("was", "Its readers get it")
+            if len(done) > 1:
+                was, they = ("were", "Their readers get them")
+            text = f"{describe_count(len(done), 'event')} {was} given up. {they} from the log."
             self.message_user(request, text, messages.SUCCESS)
 
 
 def _dead_text(count: int) -> str:
     if count > COUNT_LIMIT:
         return f"over {COUNT_LIMIT:,} dead letters"
-    return "1 dead letter" if count == 1 else f"{count:,} dead letters"
+    return describe_count(count, "dead letter")
 
 
 def _question(
     action: str, pairs: Collection[Pair], fields: list[tuple[str, str]]
 ) -> Question:
     items = _describe_pairs(pairs)
-    count = "1 event" if len(items) == 1 else f"{len(items)} events"
+    count = describe_count(len(items), "event")
     if action == "publish":
         return Question(
             title=f"Publish {count} now?",

@@ -10,6 +10,7 @@ from pathlib import Path
 from eventstream import adopting
 from eventstream.console.screen import Screen
 from eventstream.exceptions import AdoptionError
+from eventstream.words import describe_count
 
 SUFFIXES = {".py", ".html", ".txt", ".toml", ".cfg", ".in", ".js", ".jinja", ".j2"}
 SKIPPED = {"node_modules", "site-packages", "__pycache__", "staticfiles", "venv", "env"}
@@ -67,7 +68,8 @@ def take_over(screen: Screen, *, using: str) -> int:
         if found.channel_count % 1000 == 0:
             screen.line(f"{found.channel_count:,} channels so far")
     screen.line(
-        f"{found.channel_count:,} channels; {found.event_count:,} events taken over."
+        f"{describe_count(found.channel_count, 'channel')}; "
+        f"{describe_count(found.event_count, 'event')} taken over."
     )
     if not found.conflicts:
         screen.line("Run it again after django-eventstream has sent its last event.")

@@ -15,6 +15,7 @@ from eventstream.console.screen import Screen
 from eventstream.relay import NO_TARGET, Outcome, Report, pending, relay_partition
 from eventstream.status import Level
 from eventstream.storage import get_storage
+from eventstream.words import describe_count
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def run_relay(screen: Screen, *, interval: float, once: bool) -> int:
                 result = jobs.republish(using)
                 if result is None:
                     result = "another process is sweeping"
-                if once or not result.startswith("0 events, 0 "):
+                if once or not result.startswith("0 events, 0 partitions"):
                     screen.line(f"{using}: {result}")
                 if is_due and not once:
                     jobs.prune(using)
@@ -98,7 +99,7 @@ def prune(screen: Screen, *, dry_run: bool) -> int:
     for using in conf.get_options().databases:
         total = jobs.count_prunable(using)
         if dry_run:
-            screen.line(f"{using}: {total:,} events would be deleted.")
+            screen.line(f"{using}: {describe_count(total, 'event')} would be deleted.")
             continue
         with screen.progress(f"Deleting from {using}", total) as advance:
             result = jobs.prune(using, on_batch=advance)
@@ -131,7 +132,9 @@ def reset_readers(screen: Screen) -> int:
     """Have every client that holds a position load anew."""
     for using in conf.get_options().databases:
         count = get_storage().reset_readers(using)
-        screen.line(f"{using}: {count:,} channels; every old position is now a reset.")
+        screen.line(
+            f"{using}: {describe_count(count, 'channel')}; every old position is now a reset."
+        )
     screen.line(
         "Restart the web processes and the GRIP proxies, so that all clients come back."
     )

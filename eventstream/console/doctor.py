@@ -20,16 +20,11 @@ from eventstream import conf
 from eventstream.api import EventState, send_event
 from eventstream.console.screen import Screen
 from eventstream.exceptions import EventStreamError
-from eventstream.status import (
-    Finding,
-    Level,
-    describe_count,
-    describe_seconds,
-    get_status,
-)
+from eventstream.status import Finding, Level, get_status
 from eventstream.storage import database_now
 from eventstream.targets import get_targets
 from eventstream.targets.bus import connect, kick_topic
+from eventstream.words import describe_count, describe_seconds
 
 CLOCK_SECONDS = 2.0
 ROUND_TRIP_SECONDS = 10.0
@@ -152,12 +147,10 @@ def _check_bus() -> Iterator[Finding]:
             "See that EVENTSTREAM_REDIS is not a read replica or a proxy without pub/sub.",
         )
         return
-    listening = (
-        "1 web process listens" if count == 1 else f"{count} web processes listen"
-    )
-    yield _ok(
-        "bus", f"a message comes back in {describe_seconds(seconds)}; {listening}"
-    )
+    listening = describe_count(count, "web process", "web processes")
+    verb = "listens" if count == 1 else "listen"
+    text = f"a message comes back in {describe_seconds(seconds)}; {listening} {verb}"
+    yield _ok("bus", text)
 
 
 def _check_keys() -> Iterator[Finding]:

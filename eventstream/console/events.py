@@ -20,9 +20,10 @@ from eventstream.exceptions import InvalidEventError
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, PausedTarget
 from eventstream.reading import number_stale
 from eventstream.relay import describe_pause
-from eventstream.status import Level, describe_seconds
+from eventstream.status import Level
 from eventstream.storage import alias_of, database_now, get_storage
 from eventstream.targets import get_targets
+from eventstream.words import describe_seconds
 
 POLL_SECONDS = 0.25
 

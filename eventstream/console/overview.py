@@ -9,14 +9,8 @@ from typing import Any
 
 from eventstream import conf
 from eventstream.console.screen import LEVEL_WORDS, Screen
-from eventstream.status import (
-    Level,
-    Status,
-    TargetStatus,
-    describe_count,
-    describe_seconds,
-    get_all,
-)
+from eventstream.status import Level, Status, TargetStatus, get_all
+from eventstream.words import describe_count, describe_seconds
 
 EXIT_CODES = {Level.OK: 0, Level.WARNING: 1, Level.ERROR: 2}
 """As monitoring plugins have it; 3, unknown, is a database that does not answer."""
@@ -106,9 +100,8 @@ def _facts(status: Status) -> list[list[str]]:
 def _readers(status: Status) -> str:
     parts = []
     if status.holders:
-        count = len(status.holders)
-        processes = "process" if count == 1 else "processes"
-        parts.append(f"{status.reader_count:,} in {count} web {processes}")
+        where = describe_count(len(status.holders), "web process", "web processes")
+        parts.append(f"{status.reader_count:,} in {where}")
     for target in status.targets:
         if target.kind == "GRIP proxy":
             count_text = (

@@ -19,6 +19,7 @@ from eventstream.models import EventKind
 from eventstream.positions import quote_channel
 from eventstream.storage import OutboxRow, split_users
 from eventstream.targets.base import Item, Target
+from eventstream.words import describe_cause
 
 FILTER_BUILD_ID = "build-id"
 FILTER_SKIP_USERS = "skip-users"
@@ -156,7 +157,8 @@ class GripTarget(Target):
                 raise PublishRejectedError(str(error)[:500], status=status) from error
             if not status:
                 self.close()
-            raise PublishUnavailableError(str(error)[:500]) from error
+            text = str(error) if status else describe_cause(error)
+            raise PublishUnavailableError(text[:500]) from error
 
     def set_origin(self, url: str) -> None:
         """Have the proxy ask this site, http:// or https://, for what it serves.

@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 from eventstream.excerpts import excerpt
 from eventstream.models import UndeliveredEvent
-from eventstream.status import describe_seconds
+from eventstream.words import describe_count, describe_seconds
 
 register = template.Library()
 
@@ -34,6 +34,12 @@ def duration(seconds: float | None) -> str:
 def grouped(number: int) -> str:
     """Return 1,204 for 1204."""
     return f"{number:,}"
+
+
+@register.filter
+def counted(number: int, noun: str) -> str:
+    """Return "1 event", or "1,204 events"."""
+    return describe_count(number, noun)
 
 
 @register.filter

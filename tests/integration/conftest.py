@@ -31,7 +31,7 @@ def targets(
     settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
     found = {name: RecordingTarget(name) for name in ("a", "b")}
     for module in (
-        "api", "relay", "jobs", "pausing", "status", "undelivered",
+        "api", "relay", "jobs", "pausing", "status.survey", "undelivered",
         "admin.channels", "admin.deliveries", "admin.events", "admin.undelivered",
     ):  # fmt: skip
         monkeypatch.setattr(f"eventstream.{module}.get_targets", lambda: found)

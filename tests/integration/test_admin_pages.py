@@ -272,7 +272,7 @@ def test_give_up_lets_the_rest_go_on(admin_client: Client, targets: Targets) -> 
     messages = press(admin_client, "give_up", f"{poison.pk}:a", reason=" it is\nbad ")
     press_target(admin_client, "publish", "a")
 
-    assert messages == ["1 event was given up. Their readers get them from the log."]
+    assert messages == ["1 event was given up. Its readers get it from the log."]
     assert targets["a"].ids("orders") == [2]
     assert DeadLetter.objects.get().error == "Given up by admin: it is bad"
     assert ("orders:1", "Given up (it is bad): a") in history()

@@ -318,7 +318,7 @@ def test_readers_are_only_reset_by_who_means_it(
         run("reset-readers")
     assert get_storage().current_ids("default", ["orders"]) == {"orders": 2}
 
-    assert "1 channels" in run("reset-readers", "--no-input")
+    assert "1 channel;" in run("reset-readers", "--no-input")
     assert get_storage().current_ids("default", ["orders"])["orders"] > 10**15
 
 
@@ -355,7 +355,7 @@ def test_doctor_says_how_to_mend_settings_and_targets(
     printed = run("doctor", code=2)
 
     assert "WARNING: settings: EVENTSTREAM_BATCH_BYTES is less than twice" in printed
-    assert "ERROR: a: Failing; 0 events wait for it. Its answer: a is down" in printed
+    assert "ERROR: a: Failing; nothing waits for it. Its answer: a is down" in printed
     assert printed.splitlines()[-1] == "Something is broken; see the errors."
 
 

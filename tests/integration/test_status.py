@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 
@@ -12,11 +13,13 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from eventstream import EventSpec, holders, jobs, send_event, send_events
+from eventstream.dispatch import DispatchStatus
 from eventstream.models import Cursor, Event, Holder, Job, Sample
 from eventstream.pausing import pause
 from eventstream.relay import relay_all
 from eventstream.series import prune_samples, read_series, record_sample
-from eventstream.status import Level, Status, describe_seconds, get_status
+from eventstream.status import Level, Status, get_status
+from eventstream.status.findings import judge
 from eventstream.storage import database_now
 from tests.support.targets import RecordingTarget
 
@@ -160,6 +163,40 @@ def test_dead_letters_are_counted_and_told(targets: Targets) -> None:
     assert status.dead_letter_count == 1
     assert target(status, "a").refused_count == 1
     assert subjects(status) == ["dead letters"]
+    assert status.findings[0].text == (
+        "1 event was refused for good by a target; readers get it from the log."
+    )
+
+
+WAKE_UPS = DispatchStatus(
+    name="Celery", queue="eventstream", broker="redis://", start_worker="START WORKER",
+    start_beat="START BEAT",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("known", "text", "hint"),
+    [
+        ({}, "no beat, or no worker, is at work", "Start `START BEAT` and `START WORKER`"),
+        ({"worker_count": 1, "waiting_count": 0}, "No beat has", "Start beat: `START BEAT`"),
+        (
+            {"worker_count": 0, "waiting_count": 1},
+            "1 task waits in the queue 'eventstream', and no worker takes them",
+            "Start a worker: `START WORKER`",
+        ),
+        ({"error": "timed out"}, "it comes by the broker", "See the broker"),
+    ],
+)  # fmt: skip
+def test_missing_sweep_names_who_is_missing(
+    targets: Targets, known: dict[str, object], text: str, hint: str
+) -> None:
+    wake_ups = dataclasses.replace(WAKE_UPS, **known)  # type: ignore[arg-type]
+
+    found = judge(dataclasses.replace(get_status(), wake_ups=wake_ups))
+
+    finding = next(f for f in found.findings if f.subject == "sweep")
+    assert text in finding.text
+    assert hint in finding.hint
 
 
 def test_removed_target_is_listed_and_holds_nothing_up(targets: Targets) -> None:
@@ -245,15 +282,6 @@ def test_status_of_a_project_without_targets(settings: Settings) -> None:
     status = get_status()
 
     assert (status.level, status.targets) == (Level.OK, [])
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.012, "12 ms"), (40, "40 s"), (240, "4 min"), (12_000, "3 h 20 min"),
-     (187_200, "2 d 4 h")],
-)  # fmt: skip
-def test_durations_in_words(seconds: float, text: str) -> None:
-    assert describe_seconds(seconds) == text
 
 
 # --- the series

@@ -7,6 +7,7 @@ import datetime
 import pytest
 from django.db import connection
 from django.db.models import F
+from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
 from eventstream import EventSpec, send_event, send_events
@@ -220,3 +221,32 @@ def test_no_query_reads_the_data_or_depends_on_the_backlog(targets: Targets) -> 
 def test_paging_has_an_end(targets: Targets) -> None:
     with pytest.raises(ValueError, match="offset"):
         find(offset=MAX_OFFSET + 1)
+
+
+def test_age_is_found_by_halving_also_where_events_overlap(targets: Targets) -> None:
+    targets["a"].is_down = targets["b"].is_down = True
+    send_events([EventSpec("orders", "message", n) for n in range(40)])
+    relay_all("default")
+    minutes = [40 - n for n in range(40)]
+    minutes[30] = 25  # written by a transaction that stayed open for long
+    for number, age in enumerate(minutes):
+        Event.objects.filter(eid=number + 1).update(
+            created=Now() - datetime.timedelta(minutes=age)
+        )
+    Event.objects.filter(eid__in=[1, 2]).delete()  # pruned, after the retention
+
+    page = find(older_than=20.5 * 60)
+
+    assert [row.event.eid for row in page.events] == [*range(3, 21), 31]
+
+
+def test_age_that_nothing_has_reads_a_few_rows(targets: Targets) -> None:
+    targets["a"].is_down = targets["b"].is_down = True
+    send_events([EventSpec("orders", "message", n) for n in range(300)])
+    relay_all("default")
+
+    with CaptureQueriesContext(connection) as queries:
+        page = find(older_than=60)
+
+    assert page.events == []
+    assert len(queries) < 20

@@ -85,7 +85,7 @@
     if (!latest) return;
     for (const element of section.querySelectorAll("[data-es-plot]")) draw(element, latest);
     const count = latest.at.length;
-    note.textContent = count ? `${count} points, one a minute, in the time of this browser.` : "No points yet: the sweep writes one a minute, and the first is there to subtract from.";
+    note.textContent = count ? `${count === 1 ? "1 point" : `${count} points`}, one a minute, in the time of this browser.` : "No points yet: the sweep writes one a minute, and the first is there to subtract from.";
     section.dataset.esDrawn = String(count);
   }
 

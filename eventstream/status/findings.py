@@ -1,0 +1,208 @@
+"""What is wrong with an installation, since when, and what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Iterator, Sequence
+
+from eventstream.status.facts import (
+    COUNT_LIMIT,
+    LATE_SECONDS,
+    Finding,
+    Level,
+    Status,
+    TargetStatus,
+)
+from eventstream.words import describe_count, describe_seconds
+
+_RELAY = "`python manage.py eventstream relay`"
+
+
+def judge(status: Status) -> Status:
+    """Return the same facts with what is wrong about them, the worst first."""
+    found = [
+        *_judge_sweep(status),
+        *_judge_prune(status),
+        *_judge_wake_ups(status),
+        *_judge_targets(status),
+        *_judge_events(status),
+    ]
+    found.sort(key=lambda finding: -finding.level.rank)
+    level = max((f.level for f in found), key=lambda x: x.rank, default=Level.OK)
+    return dataclasses.replace(
+        status, findings=found, level=level, summary=_summary(found)
+    )
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "Every event has reached every target."
+    first = findings[0]
+    rest = len(findings) - 1
+    text = f"{first.subject}: {first.text}"
+    return f"{text} (and {rest} more)" if rest else text
+
+
+def _is_swept(status: Status) -> bool:
+    return status.jobs[0].state not in ("late", "never")
+
+
+def _judge_sweep(status: Status) -> Iterator[Finding]:
+    sweep, wake_ups = status.jobs[0], status.wake_ups
+    is_wanted = any(t.is_configured for t in status.targets) or wake_ups.start_beat
+    if _is_swept(status) or not is_wanted:
+        return
+    if sweep.age_seconds is None:
+        done = "has ever run"
+    else:
+        done = f"has run for {describe_seconds(sweep.age_seconds)}"
+    if not wake_ups.start_beat:
+        text = f"No sweep {done}: what failed once is not tried again."
+        hint = f"Keep {_RELAY} running."
+    elif wake_ups.error:
+        text = f"No sweep {done}: it comes by the broker."
+        hint = f"See the broker. Until then: {_RELAY}."
+    elif wake_ups.waiting_count:
+        tasks = describe_count(wake_ups.waiting_count, "task")
+        verb = "waits" if wake_ups.waiting_count == 1 else "wait"
+        text = (
+            f"No sweep {done}: {tasks} {verb} in the queue {wake_ups.queue!r}, and no "
+            "worker takes them."
+        )
+        hint = f"Start a worker: `{wake_ups.start_worker}`. Until then: {_RELAY}."
+    elif wake_ups.worker_count:
+        text = f"No beat {done}: a worker is there, and nothing asks it to sweep."
+        hint = f"Start beat: `{wake_ups.start_beat}`. Until then: {_RELAY}."
+    else:
+        text = f"No sweep {done}: no beat, or no worker, is at work."
+        hint = (
+            f"Start `{wake_ups.start_beat}` and `{wake_ups.start_worker}`. Until then: "
+            f"{_RELAY}."
+        )
+    is_late = _is_late(status.unnumbered_seconds)
+    yield Finding(Level.ERROR if is_late else Level.WARNING, "sweep", text, hint)
+
+
+def _judge_prune(status: Status) -> Iterator[Finding]:
+    prune, wake_ups = status.jobs[1], status.wake_ups
+    if prune.state not in ("late", "never"):
+        return
+    if wake_ups.start_beat and not _is_swept(status):
+        return  # the same beat, or worker, is missing: one finding will do
+    if prune.age_seconds is None:
+        text = "No pruning has ever run"
+    else:
+        text = f"No pruning has run for {describe_seconds(prune.age_seconds)}"
+    hint = "Run `python manage.py eventstream prune`"
+    if wake_ups.start_beat:
+        hint += ", and see that beat has the task `eventstream.prune`"
+    text += ": the outbox grows."
+    yield Finding(Level.WARNING, "prune", text, f"{hint}.")
+
+
+def _is_late(seconds: float | None) -> bool:
+    return seconds is not None and seconds > LATE_SECONDS
+
+
+def _judge_wake_ups(status: Status) -> Iterator[Finding]:
+    wake_ups = status.wake_ups
+    if wake_ups.error:
+        yield Finding(
+            Level.ERROR,
+            "broker",
+            f"The broker {wake_ups.broker} does not answer: {wake_ups.error}",
+            f"Start it, or mend CELERY_BROKER_URL. Until then: {_RELAY}.",
+        )
+    elif wake_ups.worker_count == 0:
+        yield Finding(
+            Level.ERROR,
+            "worker",
+            f"No worker takes tasks from the queue {wake_ups.queue!r}.",
+            f"Start one: `{wake_ups.start_worker}`. Until then: {_RELAY}.",
+        )
+
+
+def _judge_targets(status: Status) -> Iterator[Finding]:
+    for target in status.targets:
+        if target.state == "paused":
+            yield _paused(status, target)
+        elif target.state == "failing":
+            yield _failing(status, target)
+        elif target.state == "behind":
+            yield Finding(
+                target.level,
+                target.name,
+                f"Behind: {_waits(target)}.",
+                "No relay is at work on it: see that a worker runs, or run `python "
+                f"manage.py eventstream republish --target {target.name}`.",
+            )
+
+
+def _paused(status: Status, target: TargetStatus) -> Finding:
+    why = f" ({target.pause_reason})" if target.pause_reason else ""
+    since = _since(status, target.paused_since)
+    return Finding(
+        Level.WARNING,
+        target.name,
+        f"Paused{since}{why}; {_waits(target)}.",
+        f"`python manage.py eventstream resume {target.name}`.",
+    )
+
+
+def _failing(status: Status, target: TargetStatus) -> Finding:
+    what = "Redis or Valkey" if target.kind == "bus" else "it"
+    since = _since(status, target.failing_since)
+    return Finding(
+        Level.ERROR,
+        target.name,
+        f"Failing{since}; {_waits(target)}. Its answer: {target.last_error[:300]}",
+        f"See that {what} runs and is reached from here. It is tried again by itself, or "
+        f"at once by `python manage.py eventstream republish --target {target.name}`.",
+    )
+
+
+def _since(status: Status, at: datetime.datetime | None) -> str:
+    if at is None:
+        return ""
+    seconds = max(0.0, (status.checked_at - at).total_seconds())
+    return f" for {describe_seconds(seconds)}"
+
+
+def _waits(target: TargetStatus) -> str:
+    if not target.waiting_count:
+        return "nothing waits for it"
+    verb = "waits" if target.waiting_count == 1 else "wait"
+    text = f"{describe_count(target.waiting_count, 'event')} {verb} for it"
+    if target.oldest_seconds is not None:
+        text += f", the oldest for {describe_seconds(target.oldest_seconds)}"
+    return text
+
+
+def _judge_events(status: Status) -> Iterator[Finding]:
+    has_targets = any(t.is_configured for t in status.targets)
+    age = status.unnumbered_seconds
+    if not has_targets and age is not None and _is_late(age):
+        count = status.unnumbered_count
+        verb = "has" if count == 1 else "have"
+        yield Finding(
+            Level.ERROR,
+            "events",
+            f"{describe_count(count, 'event')} {verb} no id yet, the oldest for "
+            f"{describe_seconds(age)}: nobody reads, and no sweep runs.",
+            "`python manage.py eventstream republish`.",
+        )
+    letters = status.dead_letter_count
+    if letters:
+        count_text = f"Over {COUNT_LIMIT:,} events"
+        if letters <= COUNT_LIMIT:
+            count_text = describe_count(letters, "event")
+        was, they = ("was", "it") if letters == 1 else ("were", "them")
+        yield Finding(
+            Level.WARNING,
+            "dead letters",
+            f"{count_text} {was} refused for good by a target; readers get {they} from "
+            "the log.",
+            "See why in the admin's dead letters, or `python manage.py eventstream "
+            "undelivered --dead`.",
+        )
