@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -32,9 +32,10 @@ from django.urls import URLPattern, path, reverse
 from eventstream import sse
 from eventstream.admin.base import ReadOnlyAdmin, alias, outside_transactions
 from eventstream.admin.health import look, render_health, render_parts
+from eventstream.admin.listing import Listing
 from eventstream.channelmanager import find_user
 from eventstream.exceptions import ChannelPermissionError
-from eventstream.models import Sample
+from eventstream.models import Sample, UndeliveredEvent
 from eventstream.series import Point, read_series
 from eventstream.views import release_request
 
@@ -90,7 +91,7 @@ class OverviewAdmin(ReadOnlyAdmin[Sample]):
     def status_view(self, request: HttpRequest) -> JsonResponse:
         """Answer with the health, once: for servers that cannot stream."""
         _check(request)
-        return JsonResponse(_state(request))
+        return JsonResponse(self._state(request))
 
     @outside_transactions
     def series_view(self, request: HttpRequest) -> JsonResponse:
@@ -112,11 +113,27 @@ class OverviewAdmin(ReadOnlyAdmin[Sample]):
             text = "This server cannot stream: the page asks every few seconds instead."
             return HttpResponse(f"{text}\n", status=501, content_type="text/plain")
         response = StreamingHttpResponse(
-            _stream(request), content_type="text/event-stream"
+            _stream(request, self._state), content_type="text/event-stream"
         )
         response["Cache-Control"] = "no-cache"
         response["X-Accel-Buffering"] = "no"
         return response
+
+    def _state(self, request: HttpRequest) -> dict[str, Any]:
+        """Return what a page refreshes itself with: health, and its list if it has one."""
+        health = look(request, ask=True)
+        state = {
+            "html": render_health(request, health),
+            "headline": health.headline,
+            "level": health.status.level,
+            "parts": render_parts(request, health),
+        }
+        may_view = request.user.has_perm("eventstream.view_event")
+        if request.GET.get("list") == "undelivered" and may_view:
+            page: Any = self.admin_site.get_model_admin(UndeliveredEvent)
+            listing = Listing(request.GET, health.status)
+            state["table"] = page.render_table(request, listing)
+        return state
 
 
 def _check(request: HttpRequest) -> None:
@@ -124,22 +141,15 @@ def _check(request: HttpRequest) -> None:
         raise PermissionDenied
 
 
-def _state(request: HttpRequest) -> dict[str, Any]:
-    health = look(request, ask=True)
-    return {
-        "html": render_health(request, health),
-        "headline": health.headline,
-        "level": health.status.level,
-        "parts": render_parts(request, health),
-    }
-
-
-async def _stream(request: HttpRequest) -> AsyncIterator[bytes]:
+async def _stream(
+    request: HttpRequest, state: Callable[[HttpRequest], dict[str, Any]]
+) -> AsyncIterator[bytes]:
     await release_request()
     while True:
         try:
             # In a thread of the pool; asked anew whether the user still may.
-            text = await sync_to_async(_look_again, thread_sensitive=False)(request)
+            look_again = sync_to_async(_look_again, thread_sensitive=False)
+            text = await look_again(request, state)
         except (PermissionDenied, ChannelPermissionError) as error:
             yield sse.encode_error("forbidden", str(error) or "Not permitted").encode()
             return
@@ -147,14 +157,16 @@ async def _stream(request: HttpRequest) -> AsyncIterator[bytes]:
         await asyncio.sleep(REFRESH_SECONDS)
 
 
-def _look_again(request: HttpRequest) -> str:
+def _look_again(
+    request: HttpRequest, state: Callable[[HttpRequest], dict[str, Any]]
+) -> str:
     try:
         user: Any = find_user(str(request.user.pk))
         if user is None or not user.is_staff:
             raise PermissionDenied
         request.user = user
         _check(request)
-        data = json.dumps(_state(request))
+        data = json.dumps(state(request))
     except (PermissionDenied, ChannelPermissionError):
         raise
     except Exception:

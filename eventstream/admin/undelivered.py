@@ -17,29 +17,13 @@ from django.utils.safestring import SafeString
 from eventstream.admin.base import ReadOnlyAdmin, alias, outside_transactions
 from eventstream.admin.confirming import Question, ask, is_confirmed, reason_of
 from eventstream.admin.health import look, render_health
+from eventstream.admin.listing import AGES, STATES, Listing, filters_of
 from eventstream.admin.publishing import retry_letters
 from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import DeadLetter, Event, UndeliveredEvent
 from eventstream.relay import NO_TARGET, give_up
-from eventstream.status import COUNT_LIMIT, Status
 from eventstream.targets import get_targets
-from eventstream.undelivered import (
-    DEAD,
-    MAX_OFFSET,
-    WAITING,
-    Search,
-    find_undelivered,
-)
 from eventstream.words import describe_count
-
-PAGE_SIZE = 50
-AGES = {
-    "60": "1 minute",
-    "600": "10 minutes",
-    "3600": "1 hour",
-    "21600": "6 hours",
-}
-STATES = {WAITING: "waiting", DEAD: "dead letters"}
 
 Pair = tuple[int, str]
 """An event's primary key, and a target."""
@@ -97,39 +81,35 @@ class UndeliveredAdmin(ReadOnlyAdmin[UndeliveredEvent]):
         if not self.has_view_permission(request):
             return SafeString()
         health = look(request, ask=request.GET.get("ask") == "1")
-        query = request.GET
-        search, notes = _read_search(query, health.status)
-        offset = _read_offset(query)
-        page = find_undelivered(alias(), search, offset=offset, limit=PAGE_SIZE)
-        actions = list(self._actions(request))
+        listing = Listing(request.GET, health.status)
+        source = urlencode({"list": "undelivered"})
+        if listing.query:
+            source += f"&{listing.query}"
         context = {
-            "health": health,
             "panel": render_health(request, health),
-            "stream_url": self._url("sample_stream"),
-            "status_url": self._url("sample_status"),
-            "search": search,
-            "notes": notes,
+            "stream_url": f"{self._url('sample_stream')}?{source}",
+            "status_url": f"{self._url('sample_status')}?{source}",
+            "listing": listing,
             "targets": [t.name for t in health.status.targets],
             "ages": AGES,
-            "age": str(int(search.older_than)) if search.older_than else "",
             "states": STATES,
-            "page": page,
-            "waiting_text": f"{health.status.undelivered_count:,} waiting",
-            "dead_text": _dead_text(health.status.dead_letter_count),
-            "first": offset + 1,
-            "last": offset + len(page.events),
-            "is_filtered": search != Search(is_newest_first=search.is_newest_first),
+            "table": self.render_table(request, listing),
             "list_url": self._url("undeliveredevent_changelist"),
             "act_url": self._url("undeliveredevent_act"),
-            "actions": actions,
-            "previous": _link(query, offset - PAGE_SIZE) if offset else "",
-            "next": _link(query, offset + PAGE_SIZE) if page.has_more else "",
-            "is_at_end": page.has_more and offset + PAGE_SIZE > MAX_OFFSET,
-            "max_offset": MAX_OFFSET,
-            "query": _filters(query),
         }
         return render_to_string(
             "admin/eventstream/undelivered_body.html", context, request
+        )
+
+    def render_table(self, request: HttpRequest, listing: Listing) -> SafeString:
+        """Return the table, its buttons and its pages: what refreshes itself."""
+        context = {
+            "listing": listing,
+            "actions": list(self._actions(request)),
+            "list_url": self._url("undeliveredevent_changelist"),
+        }
+        return render_to_string(
+            "admin/eventstream/undelivered_table.html", context, request
         )
 
     def _url(self, name: str) -> str:
@@ -149,7 +129,7 @@ class UndeliveredAdmin(ReadOnlyAdmin[UndeliveredEvent]):
         """Ask whether to, then publish, retry or give up the chosen events."""
         action = request.POST.get("action", "")
         back = self._url("undeliveredevent_changelist")
-        filters = _filters(QueryDict(request.POST.get("query", "")))
+        filters = filters_of(QueryDict(request.POST.get("query", "")))
         if filters:
             back = f"{back}?{filters}"
         if not self.has_view_permission(request):
@@ -239,12 +219,6 @@ class UndeliveredAdmin(ReadOnlyAdmin[UndeliveredEvent]):
             self.message_user(request, text, messages.SUCCESS)
 
 
-def _dead_text(count: int) -> str:
-    if count > COUNT_LIMIT:
-        return f"over {COUNT_LIMIT:,} dead letters"
-    return describe_count(count, "dead letter")
-
-
 def _question(
     action: str, pairs: Collection[Pair], fields: list[tuple[str, str]]
 ) -> Question:
@@ -309,48 +283,3 @@ def _read_pairs(values: Collection[str]) -> tuple[list[Pair], list[str]]:
     gone = sorted({pk for pk, _ in pairs} - found)
     problems += [f"Event {pk} is not stored (any more)." for pk in gone]
     return [pair for pair in pairs if pair[0] in found], problems
-
-
-def _read_search(query: QueryDict, status: Status) -> tuple[Search, list[str]]:
-    """Return what the filters ask for, and what about them makes no sense."""
-    notes = []
-    target = query.get("target", "")
-    if target and target not in {t.name for t in status.targets}:
-        notes.append(f"There is no target {target!r}: all are shown.")
-        target = ""
-    state = query.get("state", "")
-    if state and state not in STATES:
-        notes.append(f"There is no state {state!r}: all are shown.")
-        state = ""
-    age = query.get("age", "")
-    if age and age not in AGES:
-        notes.append(f"{age!r} is no age to choose: all are shown.")
-        age = ""
-    search = Search(
-        target=target,
-        channel=query.get("q", "")[:255].replace("\0", ""),
-        older_than=float(age or 0),
-        state=state,
-        is_newest_first=query.get("order") == "newest",
-    )
-    return search, notes
-
-
-def _read_offset(query: QueryDict) -> int:
-    text = query.get("from", "")
-    is_number = text.isascii() and text.isdecimal() and len(text) < 9
-    return min(int(text), MAX_OFFSET) if is_number else 0
-
-
-def _filters(query: QueryDict) -> str:
-    """Return the filters as a query, without anything else that may be in it."""
-    names = ("q", "target", "age", "state", "order", "from")
-    return urlencode([(name, query[name]) for name in names if query.get(name)])
-
-
-def _link(query: QueryDict, offset: int) -> str:
-    if not 0 <= offset <= MAX_OFFSET:
-        return ""
-    copy = query.copy()
-    copy["from"] = str(offset) if offset else ""
-    return f"?{_filters(copy)}"

@@ -168,6 +168,56 @@ def test_all_on_the_page_can_be_ticked(office: Office, browser: Browser) -> None
     page.context.close()
 
 
+DELIVER = """
+from eventstream.models import Cursor, Partition
+for number, head in Partition.objects.values_list("number", "last_position"):
+    Cursor.objects.filter(partition=number).update(watermark=head)
+"""
+
+
+def test_list_refreshes_itself_and_keeps_what_is_ticked(browser: Browser) -> None:
+    port = free_port()
+    with running(
+        env={"ES_SET": json.dumps(_settings("django", port))}, worker=False
+    ) as stack:
+        pk = int(stack.run(PREPARE).split()[-1])
+        target = f"grip:http://127.0.0.1:{port}"
+        page = Office(stack, stack.log_in(pk), target).open(browser, "landing")
+        rows = page.locator("tbody[data-es-event]")
+        expect(rows).to_have_count(10)
+        ticked, focused = f'input[value="1:{target}"]', f'input[value="4:{target}"]'
+        page.locator(ticked).check()
+        page.locator(focused).focus()
+
+        stack.send("orders", 2)  # come by themselves
+        expect(rows).to_have_count(12, timeout=30_000)
+        expect(page.locator(ticked)).to_be_checked()
+        expect(page.locator(focused)).to_be_focused()
+        assert page.locator('[name="item"]:checked').count() == 1
+
+        stack.run("from eventstream.relay import relay_all; relay_all('default')")
+        expect(page.locator("[data-es-table]")).not_to_contain_text(
+            "bus", timeout=30_000
+        )
+        expect(page.locator(ticked)).to_be_checked()  # the proxy still lacks it
+        expect(page.locator(focused)).to_be_focused()
+        expect(rows).to_have_count(12)
+
+        stack.run(DELIVER)
+        expect(rows).to_have_count(2, timeout=30_000)
+        for box in (ticked, focused):
+            row = page.locator("tbody", has=page.locator(box))
+            expect(row).to_contain_text("delivered, or on another page")
+
+        page.locator(ticked).uncheck()
+        page.get_by_label("Channel begins with").focus()
+        expect(page.locator("[data-es-table]")).to_have_text(
+            "Nothing is undelivered: every target has accepted every event.",
+            timeout=30_000,
+        )
+        page.context.close()
+
+
 def test_overview_refreshes_itself(office: Office, browser: Browser) -> None:
     page = office.open(browser, "overview")
     expect(page.locator("[data-es-drawn]")).to_be_attached()
@@ -264,6 +314,8 @@ QUICK = {
     "one target": "undeliveredevent/?target=bus&state=waiting",
     "old": "undeliveredevent/?age=600",
     "overview": "sample/",
+    "too young": "undeliveredevent/?age=21600&state=waiting",
+    "no such channel": "undeliveredevent/?q=nothing&state=dead",
     "targets": "pausedtarget/",
     "channels": "channel/",
     "a channel": "channel/room-3/change/",
