@@ -8,6 +8,7 @@
 | eventstream.E004  | error   | a database alias that is not in DATABASES         |
 | eventstream.E005  | error   | a database that cannot number events              |
 | eventstream.E020  | error   | a GRIP proxy with a verify_key and no key         |
+| eventstream.E021  | error   | both GRIP_URL and GRIP_PROXIES                    |
 | eventstream.W001  | warning | neither a bus nor a GRIP proxy                    |
 | eventstream.W002  | warning | WSGI only, and no GRIP proxy                      |
 | eventstream.W003  | warning | SQLite in a transaction mode other than IMMEDIATE |
@@ -112,6 +113,14 @@ def _check_grip() -> Iterable[CheckMessage]:
         text = f"GRIP_URL or GRIP_PROXIES is set, and {GRIP_MIDDLEWARE} is missing."
         hint = f"Put {GRIP_MIDDLEWARE!r} first in MIDDLEWARE."
         yield Error(text, hint=hint, id="eventstream.E003")
+    if getattr(settings, "GRIP_URL", None) and hasattr(settings, "GRIP_PROXIES"):
+        text = "Both GRIP_URL and GRIP_PROXIES are set."
+        hint = (
+            "django-grip appends GRIP_URL to GRIP_PROXIES at every request that comes "
+            "through a proxy, and the list grows for ever. Keep GRIP_URL for one proxy; "
+            "for several GRIP_PROXIES = [gripcontrol.parse_grip_uri(url), …]."
+        )
+        yield Error(text, hint=hint, id="eventstream.E021")
     for proxy in proxies:
         if proxy.get("verify_key") and not proxy.get("key"):
             text = f"The GRIP proxy {proxy['control_uri']} has a verify_key and no key."

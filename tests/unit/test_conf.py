@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpResponse
+from django.test import RequestFactory
+from django_grip import GripMiddleware
 from pytest_django import Settings
 
 from eventstream import checks, conf
@@ -90,6 +93,26 @@ def test_alias_that_does_not_exist_is_an_error(settings: Settings) -> None:
 
     assert found.id == "eventstream.E004"
     assert "'second'" in found.msg
+
+
+def test_url_of_a_proxy_beside_a_list_of_them_is_an_error(
+    settings: Settings, rf: RequestFactory
+) -> None:
+    settings.MIDDLEWARE = ["django_grip.GripMiddleware", *settings.MIDDLEWARE]
+    settings.GRIP_URL = GRIP
+    settings.GRIP_PROXIES = []
+    found = checks.check_settings(None)
+    del settings.GRIP_PROXIES
+    assert ids(found) == ["eventstream.E021"]
+    assert ids(checks.check_settings(None)) == []
+
+    # Why: an entry for each request, in django-grip. When it no longer does that, the
+    # check can go.
+    settings.GRIP_PROXIES = []
+    middleware = GripMiddleware(lambda request: HttpResponse())
+    for _ in range(3):
+        middleware.process_request(rf.get("/", headers={"Grip-Sig": "x"}))
+    assert len(settings.GRIP_PROXIES) == 3
 
 
 def test_neither_bus_nor_proxy_is_a_warning(settings: Settings) -> None:
