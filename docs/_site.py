@@ -41,6 +41,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     folders = sorted({name.split("/")[0] for name in pages if "/" in name})
     for folder in sorted(folders, key=lambda name: name == "decisions"):
         inside = [name for name in pages if name.startswith(f"{folder}/")]
+        if folder == "decisions":
+            inside.insert(0, "decisions/index.md")
         nav.append({folder.replace("howto", "how to").capitalize(): inside})
     reference = [{"Settings": "reference/settings.md"}, "reference/api.md"]
     reference += [
@@ -59,6 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = {
         "index.md": _at_root("README.md"),
         "changelog.md": _at_root("CHANGELOG.md"),
+        "decisions/index.md": decisions_page(),
         "reference/settings.md": settings_page(),
         "reference/api.md": _API,
         "reference/signals.md": signals_page(),
@@ -79,8 +82,8 @@ def on_page_markdown(
     def replace(match: re.Match[str]) -> str:
         target = (folder / match[2]).resolve()
         if target.is_dir() and target.is_relative_to(DOCS):
-            first = min(target.glob("*.md"))
-            return f"[{match[1]}]({os.path.relpath(first, folder)})"
+            index = target / "index.md"
+            return f"[{match[1]}]({os.path.relpath(index, folder)})"
         if target == ROOT / "README.md":
             home = os.path.relpath(DOCS / "index.md", folder)
             return f"[{match[1]}]({home}{match[3] or ''})"
@@ -103,6 +106,19 @@ def _at_root(name: str) -> str:
         return match[1]
 
     return _LINK.sub(replace, (ROOT / name).read_text())
+
+
+def decisions_page() -> str:
+    """Every decision, by its number."""
+    text = (
+        "# Decisions\n\nWhat was decided, why, and what was rejected. One that no longer "
+        "holds is superseded by another, which says so, rather than rewritten. A number that "
+        "is missing was never used.\n\n"
+    )
+    for path in sorted((DOCS / "decisions").glob("*.md")):
+        title = path.read_text().splitlines()[0].removeprefix("# ")
+        text += f"- [{path.stem[:4]}]({path.name}) {title}\n"
+    return text
 
 
 def settings_page() -> str:

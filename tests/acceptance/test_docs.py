@@ -33,7 +33,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_on_the_site_and_in_its_navigation(site: Path) -> None:
     home = (site / "index.html").read_text()
 
+    decisions = (site / "decisions/index.html").read_text()
+
     for path in (ROOT / "docs").rglob("*.md"):
+        if path.parent.name == "decisions":
+            assert f'href="{path.stem}.html">{path.stem[:4]}<' in decisions, path.name
         name = path.relative_to(ROOT / "docs").with_suffix(".html").as_posix()
         assert (site / name).exists(), name
         assert f'href="{name}"' in home, name
