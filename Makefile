@@ -71,6 +71,10 @@ package: $(STAMP) ## build sdist and wheel into dist
 matrix: $(STAMP) ## tox: every supported Python and Django, lowest and newest packages
 	$(BIN)/tox run $(ARGS)
 
+python313: ## the suite on Python 3.13, Debian 13's, in a chroot; as root
+	@command -v mmdebstrap >/dev/null || sh deploy/apt.sh mmdebstrap
+	sh tests/other_debian.sh trixie py313-django52-newest,py313-django60-newest
+
 bench: system ## compare with the peer and the physical floor; QUICK=1, ROUNDS=3, ONLY='send idle'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
@@ -91,4 +95,4 @@ format: $(STAMP) ## let ruff rewrite the code
 clean: ## remove what these targets made
 	rm -rf js/node_modules js/dist .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean hosts docs
+.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean hosts docs python313
