@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from eventstream import conf
+from eventstream_tasks.conf import Options
 from tests.support.processes import ROOT, Process, free_port, is_listening
 from tests.support.sse import Stream
 from tests.support.valkey import Valkey
 from tests.support.wheel import Installation
 
 README = (ROOT / "README.md").read_text()
+PRODUCTION = (ROOT / "docs/howto/production.md").read_text()
+GUIDES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("howto/*.md")),
+    ROOT / "docs/tutorial.md",
+]
 _FILE = re.compile(
     r"In `((?:mysite|shop)/\S+)`(, add)?:\n\n```(?:python|html)\n(.*?)```", re.DOTALL
 )
@@ -90,7 +97,7 @@ def test_steps_lead_to_an_event_and_then_to_a_worker(
     )  # fmt: skip
     assert block in first
 
-    second = part("## For production", "### Behind Pushpin")
+    second = PRODUCTION.partition("## Behind Pushpin")[0]
     install, migrate, worker, beat = commands(second)
     project.run(install)
     with Valkey() as valkey:
@@ -122,12 +129,13 @@ def test_steps_lead_to_an_event_and_then_to_a_worker(
             assert "no issues" in project.run(check)
 
 
-def test_settings_it_names_exist() -> None:
-    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \|", README, re.MULTILINE)
-    named = {name for row in rows for name in re.findall(r"[A-Z_]+", row)}
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_settings_that_are_named_exist(path: Path) -> None:
+    named = set(re.findall(r"\bEVENTSTREAM_([A-Z][A-Z_]+[A-Z])\b", path.read_text()))
 
-    assert len(named) > 10
-    assert named <= {setting.name for setting in conf.SETTINGS}
+    known = {setting.name for setting in conf.SETTINGS}
+    known |= {f"TASKS_{name.upper()}" for name in Options.__dataclass_fields__}
+    assert named - known <= {"STORAGE_CONNECTION"}  # django-eventstream has that
 
 
 def test_files_it_links_to_exist() -> None:
@@ -141,12 +149,12 @@ def test_files_it_links_to_exist() -> None:
     assert links == []
 
 
-def test_python_it_shows_compiles() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) > 8
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_python_that_is_shown_compiles(path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
     for block in blocks:
-        compile(f"async def block():\n    pass\n{indent(block)}", "README", "exec")
+        compile(f"async def block():\n    pass\n{indent(block)}", path.name, "exec")
 
 
 def indent(code: str) -> str:
