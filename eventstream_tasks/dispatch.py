@@ -1,9 +1,10 @@
 """Wake a worker: bounded in time, coalesced, and never an error to the caller.
 
-Celery's default `apply_async` blocks for more than 45 s when the broker hangs. These
-wake-ups have a connection of their own, with half-second limits and no retries, and stop
-trying for 5 s after a failure; the sweep delivers meanwhile. The project's Celery settings
-stay as they are.
+Celery's default `apply_async` blocks for more than 45 s when the broker hangs, and a limit
+on each socket operation bounds none of looking up a name, connecting in several steps, and
+a broker that answers all of them slowly. These wake-ups have threads and connections of
+their own: the caller stops waiting after half a second, and none is tried for 5 s after a
+failure; the sweep delivers meanwhile. The project's Celery settings stay as they are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import redis
@@ -74,6 +78,19 @@ class _Connections(threading.local):
             self.pid, self.producer, self.flags = os.getpid(), None, None
 
 
+THREADS = 8
+"""How many of a process' callers can talk with the broker at once; others wait in turn."""
+
+
+@cache
+def _get_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="eventstream-wake")
+
+
+# A child has none of its parent's threads.
+os.register_at_fork(after_in_child=_get_threads.cache_clear)
+
+
 _QUEUED, _RELAYING = b"queued", b"relaying"
 
 circuit = _Circuit()
@@ -118,62 +135,88 @@ class TaskFlag(WakeFlag):
                 logger.warning("Cannot raise a wake-up flag: %s", error)
 
 
+def _drop_connections_on_error(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:
+        _connections.producer = None
+        _connections.flags = None
+        raise
+
+
 class CeleryDispatcher(Dispatcher):
     """Enqueues `eventstream.publish`, one task for each partition and target."""
 
     def wake(self, using: str, partitions: Collection[int]) -> None:
-        for partition in sorted(partitions):
-            for name in get_targets() or [NO_TARGET]:
-                if circuit.is_open():
-                    instruments.active.wake_up("skipped")
-                    return
-                self._attempt(partial(self._wake, using, partition, name))
+        if circuit.is_open():
+            instruments.active.wake_up("skipped")
+            return
+        names = get_targets() or [NO_TARGET]
+        wanted = [(using, p, name) for p in sorted(partitions) for name in names]
+        self._attempt(self._wake, wanted)
 
     def publish_unstored(self, rows: list[OutboxRow]) -> None:
         payload = [list(row) for row in rows]
         for name in get_targets():
             # Tried even with the circuit open: nothing else will publish these.
-            self._attempt(
-                partial(self._send, "eventstream.publish_unstored", (name, payload))
-            )
+            self._attempt(self._send, "eventstream.publish_unstored", (name, payload))
 
     def status(self, *, ask: bool = False) -> DispatchStatus:
         return broker_status(ask=ask)
 
-    def _attempt(self, call: Callable[[], None]) -> None:
+    def _attempt(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Call with the app and these, and wait for no longer than `wake_timeout`."""
+        app: Any = current_app._get_current_object()  # type: ignore[attr-defined]
+        call = partial(_drop_connections_on_error, partial(call, app, *arguments))
+        timeout = conf.get_options().wake_timeout
         try:
-            call()
+            if app.conf.task_always_eager:
+                call()  # the task itself runs: on the caller's database connection
+                return
+            waiting = _get_threads().submit(copy_context().run, call)
+            try:
+                waiting.result(timeout)
+            finally:
+                waiting.cancel()
+        except TimeoutError as error:
+            circuit.record_failure(
+                TimeoutError(str(error) or f"no answer within {timeout} s")
+            )
         except Exception as error:
             if not isinstance(error, BrokerError | redis.RedisError | OSError):
                 logger.exception("Unexpected error while waking a worker")
-            _connections.producer = None
-            _connections.flags = None
             circuit.record_failure(error)
 
-    def _wake(self, using: str, partition: int, target: str) -> None:
-        options = conf.get_options()
+    def _wake(self, app: Any, wanted: list[tuple[str, int, str]]) -> None:
+        """Raise the flags in one round trip; enqueue a task for each that was down."""
         flags = _get_flags()
-        key = wake_flag(using, partition, target)
-        if flags is not None and not flags.set(
-            key, _QUEUED, nx=True, ex=options.wake_lifetime
-        ):
-            instruments.active.wake_up("coalesced")
-            return  # a task that has not read yet is on its way
-        try:
-            self._send("eventstream.publish", (using, partition, target))
+        if flags is not None:
+            raising = flags.pipeline(transaction=False)
+            for each in wanted:
+                lifetime = conf.get_options().wake_lifetime
+                raising.set(wake_flag(*each), _QUEUED, nx=True, ex=lifetime)
+            was_down = raising.execute()
+            raised = [each for each, down in zip(wanted, was_down, strict=True) if down]
+            for _ in range(len(wanted) - len(raised)):
+                # A task that has not read yet is on its way.
+                instruments.active.wake_up("coalesced")
+            wanted = raised
+        for number, each in enumerate(wanted):
+            try:
+                self._send(app, "eventstream.publish", each)
+            except BaseException:
+                if flags is not None:
+                    with suppress(redis.RedisError):  # they expire
+                        flags.delete(*[wake_flag(*each) for each in wanted[number:]])
+                raise
             instruments.active.wake_up("sent")
-        except BaseException:
-            if flags is not None:
-                flags.delete(key)
-            raise
 
-    def _send(self, name: str, arguments: tuple[object, ...]) -> None:
-        app = current_app
+    def _send(self, app: Any, name: str, arguments: tuple[object, ...]) -> None:
         task = app.tasks[name]
         if app.conf.task_always_eager:
             task.apply(arguments)
             return
-        task.apply_async(  # type: ignore[call-arg]
+        task.apply_async(
             arguments,
             argsrepr="(…)",  # else monitors are shown the events of best-effort channels
             producer=_get_producer(app),

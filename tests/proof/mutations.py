@@ -145,6 +145,12 @@ MUTATIONS = [
         f"{SENDING}::test_nothing_is_published_before_the_commit",
     ),
     Mutation(
+        "the sender waits for a slow broker", "eventstream_tasks/dispatch.py",
+        "waiting.result(timeout)",
+        "waiting.result()",
+        "tests/integration/test_wake_ups.py::test_sender_waits_half_a_second_in_all_for_a_slow_broker",
+    ),
+    Mutation(
         "an error of the dispatcher reaches the sender", "eventstream_tasks/dispatch.py",
         "        except Exception as error:\n            if not",
         "        except ZeroDivisionError as error:\n            if not",

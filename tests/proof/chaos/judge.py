@@ -139,21 +139,11 @@ def _check_senders(
                 f"{channel}:{eid} {text!r} comes after a later one of {writer}"
             )
         last[channel, writer] = int(number)
-    outages = [(a - 1, b + 1) for name, a, b in seen.faults if _stops_database(name)]
-    slow = []
-    for record in seen.records:
-        a, b = record["began"], record["ended"]
-        if not any(a < end and b > begin for begin, end in outages):
-            slow.append(record["took"])
-            if record["took"] > SLOW:
-                wrong.append(f"a transaction took {record['took']:.2f} s to send")
+    slow = [record["held_up"] for record in seen.records]
+    wrong += [f"sending held its caller up for {s:.2f} s" for s in slow if s > SLOW]
     seen.counts["slowest sender, ms"] = round(1000 * max(slow, default=0))
     seen.counts["events committed"] = len(committed)
     seen.counts["events rolled back"] = len(rolled_back)
-
-
-def _stops_database(fault: str) -> bool:
-    return fault.startswith("PostgreSQL") or fault == "connections terminated"
 
 
 def _check_readers(
