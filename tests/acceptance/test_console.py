@@ -308,3 +308,50 @@ def test_proxy_that_is_down_fills_no_log_with_tracebacks() -> None:
     assert "not-for-logs" not in output
     # Sixteen partitions, of which one tries at a time, seldom.
     assert len(failures) < 60
+
+
+def test_bench_counts_every_event_at_every_client(installation: Stack) -> None:
+    code, printed = command(
+        installation, "bench-proxy", "--url", f"{installation.url}/events/",
+        "--clients", "60", "--events", "100", "--rate", "50", "--json",
+    )  # fmt: skip
+
+    assert code == 0, printed
+    found = json.loads(printed)
+    assert (found["open_count"], found["deliveries"]) == (60, 6000)
+    assert (found["missing"], found["duplicates"], found["disorders"]) == (0, 0, 0)
+    assert 0 < found["median_ms"] <= found["p99_ms"] <= found["max_ms"] < 60_000
+
+
+def test_bench_says_what_a_proxy_does_not_pass_on(installation: Stack) -> None:
+    target = "grip:" + installation.env["ES_GRIP"].partition("?")[0].rstrip("/")
+    command(installation, "pause", target)
+    try:
+        code, printed = command(
+            installation, "bench-proxy", "--url", f"{installation.url}/events/",
+            "--clients", "3", "--events", "2", "--rate", "0", "--patience", "0.5",
+        )  # fmt: skip
+    finally:
+        command(installation, "resume", target)
+
+    assert code == 2
+    assert "ERROR: events: 6 deliveries did not come within 0.5 s" in printed
+
+
+def test_bench_says_why_no_stream_is_opened(installation: Stack) -> None:
+    url = f"{installation.url}/events/"
+    refused = (
+        "--channel",
+        "private-1",
+    )  # an anonymous reader may not
+    for arguments, why in [
+        ((url, *refused), "No stream could be opened"),
+        ((f"{installation.url}/nothing/",), "404"),
+        (("example.com/events",), "give the address of the streams"),
+        ((url, "--user", "nobody"), "There is no user 'nobody'"),
+    ]:
+        code, printed = command(
+            installation, "bench-proxy", "--clients", "1", "--events", "1",
+            "--url", *arguments,
+        )  # fmt: skip
+        assert (code, why in printed) == (1, True), printed

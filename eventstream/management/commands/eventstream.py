@@ -10,7 +10,15 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, DjangoHelpFormatter
 from django.db import DatabaseError
 
-from eventstream.console import adoption, bench, delivery, doctor, events, overview
+from eventstream.console import (
+    adoption,
+    bench,
+    bench_clients,
+    delivery,
+    doctor,
+    events,
+    overview,
+)
 from eventstream.console.screen import make_screen
 from eventstream.exceptions import EventStreamError
 
@@ -172,12 +180,47 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
 
         sub = add(
             "bench-proxy",
-            "Measure how many events a second a target takes, in batches of 1 to 1,000.",
-            "bench-proxy\nbench-proxy pushpin:5561 --seconds 5 --bytes 1000",
+            "Measure what a proxy takes and passes on: with --clients from send_event to so "
+            "many readers, each of whom is to get every event; without, how many events a "
+            "second it accepts, in batches of 1 to 1,000. Exits with 2 if anything was "
+            "missing, twice or out of order.",
+            """bench-proxy --url http://127.0.0.1:7999/events/ --clients 1000
+bench-proxy --url https://example.com/events/ --clients 200 --events 500 --rate 50
+bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
         )
-        sub.add_argument("target", nargs="?", help="Its name, or a part of it.")
-        sub.add_argument("--seconds", type=float, default=2.0, help="For each size.")
+        sub.add_argument(
+            "target", nargs="?", help="Without --clients: its name, or a part of it."
+        )
+        sub.add_argument(
+            "--seconds",
+            type=float,
+            default=2.0,
+            help="Without --clients: for each size.",
+        )
         sub.add_argument("--bytes", type=int, default=200, help="Data of an event.")
+        sub.add_argument(
+            "--clients", type=int, metavar="N", help="Open so many streams at --url."
+        )
+        sub.add_argument(
+            "--url", help="Where browsers open streams: the address of the proxy."
+        )
+        sub.add_argument("--events", type=int, default=1000, help="How many to send.")
+        sub.add_argument(
+            "--rate", type=float, default=100.0, help="Events a second; 0: at once."
+        )
+        sub.add_argument(
+            "--channel",
+            default=bench_clients.BENCH_CHANNEL,
+            help="On which. The events stay there until the retention.",
+        )
+        sub.add_argument(
+            "--user", default="", help="Who the clients are: a user's name."
+        )
+        sub.add_argument(
+            "--patience", type=float, default=30.0, metavar="SECONDS",
+            help="How long to wait for what is missing.",
+        )  # fmt: skip
+        sub.add_argument("--json", action="store_true", help="One line of JSON.")
 
         sub = add(
             "adopt",
@@ -295,13 +338,31 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
         return adoption.take_over(screen, using=events.choose_alias(options["using"]))
 
     def do_bench_proxy(self, options: dict[str, Any]) -> int:
-        wanted = [options["target"]] if options["target"] else []
-        return bench.measure(
-            self._screen(options),
-            targets=events.choose_targets(wanted),
-            seconds=options["seconds"],
+        screen = self._screen(options)
+        if options["clients"] is None:
+            wanted = [options["target"]] if options["target"] else []
+            return bench.measure(
+                screen,
+                targets=events.choose_targets(wanted),
+                seconds=options["seconds"],
+                size=options["bytes"],
+            )
+        if not options["url"]:
+            raise CommandError(
+                "--clients needs --url: where browsers open streams, such as "
+                "http://127.0.0.1:7999/events/."
+            )
+        plan = bench_clients.Plan(
+            url=options["url"],
+            client_count=options["clients"],
+            event_count=options["events"],
+            rate=options["rate"],
             size=options["bytes"],
+            channel=options["channel"],
+            patience=options["patience"],
+            user=options["user"],
         )
+        return bench_clients.measure_clients(screen, plan, as_json=options["json"])
 
 
 def _add_targets(parser: Any) -> None:
