@@ -28,7 +28,7 @@ EXCERPT_LENGTH = 120
 MAX_OFFSET = 1_000
 """Rows that can be paged through: each page reads all before it, of every partition."""
 _CHANNELS = 500
-_OVERLAP = 5_000
+_OVERLAP = 1_000
 """An event is found by its age if fewer others of its partition were written while its
 transaction was open."""
 _ARMS_PER_QUERY = 100  # SQLite joins at most 500 SELECTs
