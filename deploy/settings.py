@@ -16,6 +16,8 @@ REDIS_PREFIX           names used there, so that projects can share a server
 GRIP_URL               http://127.0.0.1:5561/?key=…: publish to Pushpin, and check with
                        the key that streams come from it (GRIP_VERIFY=0: do not check);
                        one for each proxy, with spaces between them
+GRIP_METRICS_URL       Pushpin's Prometheus page, which tells how many readers it has; one
+                       for each GRIP_URL, in the same order, or none
 TRUSTED_PROXIES        how many proxies in front append to X-Forwarded-For, default 0
 DRAIN_SECONDS          over which streams end at SIGTERM, default 2; less than the limit
                        of the server, --timeout-graceful-shutdown
@@ -141,6 +143,12 @@ if not GRIP_VERIFY:
     # django-grip verifies with any key it finds.
     GRIP_URLS = [url.partition("?")[0] for url in GRIP_URLS]
 GRIP_PROXIES = [parse_grip_uri(url) for url in GRIP_URLS]
+EVENTSTREAM_PROXY_METRICS = {
+    proxy["control_uri"]: address
+    for proxy, address in zip(
+        GRIP_PROXIES, os.environ.get("GRIP_METRICS_URL", "").split(), strict=False
+    )
+}
 
 # --- Celery
 

@@ -151,8 +151,11 @@ class Demo:
                 zmq_port=_free_port(),
                 sub_port=_free_port(),
                 command_port=_free_port(),
+                metrics_port=_free_port(),
             )
             os.environ["GRIP_URL"] = self._pushpin.grip_url
+            address = f"http://127.0.0.1:{self._pushpin.metrics_port}/metrics"
+            os.environ["GRIP_METRICS_URL"] = address
         os.environ.update(
             {
                 "DJANGO_SETTINGS_MODULE": "deploy.settings",

@@ -14,6 +14,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.safestring import SafeString
 
+from eventstream import conf
 from eventstream.admin.base import alias
 from eventstream.status import (
     COUNT_LIMIT,
@@ -24,6 +25,8 @@ from eventstream.status import (
     get_status,
 )
 from eventstream.words import describe_count, describe_seconds
+
+GRIP = "GRIP proxy"
 
 
 @dataclass(frozen=True)
@@ -138,21 +141,31 @@ def render_parts(request: HttpRequest, health: Health) -> SafeString:
     """Return the figures and the table of the parts."""
     status = health.status
     letters = status.dead_letter_count
+    reader_count, reader_words = _readers(status)
     is_many = letters > COUNT_LIMIT
     context: dict[str, Any] = {
         "status": status,
         "dead_letters": f"over {COUNT_LIMIT:,}" if is_many else f"{letters:,}",
-        "reader_count": _reader_count(status),
+        "reader_count": reader_count,
+        "reader_words": reader_words,
         "parts": list(_parts(request, health)),
     }
     return render_to_string("admin/eventstream/parts.html", context, request)
 
 
-def _reader_count(status: Status) -> str:
-    known = [t.reader_count for t in status.targets if t.reader_count is not None]
-    if not status.holders and not known:
-        return "—"
-    return f"{status.reader_count + sum(known):,}"
+def _readers(status: Status) -> tuple[str, str]:
+    """Return how many readers there are, and which of them are counted."""
+    proxies = [t for t in status.targets if t.kind == GRIP and t.is_configured]
+    counts = [t.reader_count for t in proxies if t.reader_count is not None]
+    left = len(proxies) - len(counts)
+    words = "held by web processes and proxies" if counts else "held by web processes"
+    if left:
+        verb = "is" if left == 1 else "are"
+        those = describe_count(left, "proxy", "proxies")
+        words += f"; those of {those} {verb} not counted, see below"
+    if not status.holders and not counts:
+        return "—", words if left else "no web process has reported any"
+    return f"{status.reader_count + sum(counts):,}", words
 
 
 def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
@@ -202,7 +215,9 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
         if target.is_configured:
             name = "Bus" if target.kind == "bus" else f"Proxy {target.name}"
             found = part(target.name, name, _target_words(target))
-            yield dataclasses.replace(found, url=target_url(request, target.name))
+            hint = found.hint or _counting_hint(target)
+            url = target_url(request, target.name)
+            yield dataclasses.replace(found, hint=hint, url=url)
     for holder in status.holders:
         words = (
             f"{describe_count(holder.stream_count, 'reader')} of "
@@ -219,11 +234,29 @@ def _target_words(target: TargetStatus) -> str:
         words = "Nothing has been published there yet."
     else:
         words = "Accepts what is published."
-    if target.confirmed_at is not None:
-        latency = target.latency_seconds
-        if latency is not None:
-            words += f" Latest delay {describe_seconds(latency)}."
+    if target.latency_seconds is not None:
+        words += f" Latest delay {describe_seconds(target.latency_seconds)}."
+    if target.reader_count is not None:
+        words += f" {describe_count(target.reader_count, 'reader')}."
+    elif target.kind == GRIP:
+        words += " How many readers it has is not known."
     return words
+
+
+def _counting_hint(target: TargetStatus) -> str:
+    """Say how a proxy's readers come to be known: it does not tell unless it is asked."""
+    if target.kind != GRIP or target.reader_count is not None:
+        return ""
+    uri = target.name.removeprefix("grip:")
+    if uri in {address.rstrip("/") for address in conf.get_options().proxy_metrics}:
+        return (
+            f"The sweep asks EVENTSTREAM_PROXY_METRICS[{uri!r}] once a minute, and has had "
+            "no answer: see that the address is reached from the workers."
+        )
+    return (
+        "To count its readers, set `prometheus_port` in pushpin.conf and name the page in "
+        f"the settings: `EVENTSTREAM_PROXY_METRICS = {{{uri!r}: 'http://…:7998/metrics'}}`."
+    )
 
 
 def _age(status: Status, holder: HolderStatus) -> float:

@@ -13,7 +13,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from eventstream import EventSpec, jobs, send_event, send_events
+from eventstream import EventSpec, holders, jobs, send_event, send_events
 from eventstream.models import Channel, Cursor, DeadLetter, Event, PausedTarget, Sample
 from eventstream.relay import pause_target, relay_all
 from tests.support.targets import RecordingTarget
@@ -658,3 +658,29 @@ def test_event_waits_for_the_partition_that_tries_its_target(
 
     assert "failing" in page
     assert "a is down" in page
+
+
+@pytest.mark.parametrize(
+    ("addresses", "count", "words"),
+    [
+        ({}, None, "To count its readers, set"),
+        ({"http://pushpin:5561": "http://pushpin:7998/metrics"}, None, "has had no answer"),
+        ({"http://pushpin:5561": "http://pushpin:7998/metrics"}, 1, "1 reader."),
+    ],
+)  # fmt: skip
+def test_overview_says_how_a_proxys_readers_come_to_be_known(
+    admin_client: Client,
+    settings: Settings,
+    addresses: dict[str, str],
+    count: int | None,
+    words: str,
+) -> None:
+    settings.GRIP_URL = "http://pushpin:5561/?key=" + "k" * 32
+    settings.EVENTSTREAM_PROXY_METRICS = addresses
+    if count is not None:
+        holders.report("grip:http://pushpin:5561", stream_count=count, readers={})
+
+    page = admin_client.get("/admin/eventstream/sample/").content.decode()
+
+    assert words in page
+    assert ("those of 1 proxy is not counted" in page) == (count is None)
