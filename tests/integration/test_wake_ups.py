@@ -14,8 +14,8 @@ from django.db import connections
 from django.db.models.functions import Now
 from pytest_django import Settings
 
-from eventstream import relay as relay_module
 from eventstream import EventSpec, send_event, send_events
+from eventstream import relay as relay_module
 from eventstream.models import Cursor, Event
 from eventstream.relay import Report, relay_partition
 from eventstream.storage import partition_of
