@@ -22,8 +22,11 @@ _API = """# Python
 
 ::: eventstream.api
     options:
-      members: [send_event, send_events, asend_event, asend_events, EventSpec, SentEvent, EventState,
+      members: [send_event, send_events, asend_event, asend_events, SentEvent, EventState,
         get_current_event_id, channel_permission_changed]
+::: eventstream.specs
+    options:
+      members: [EventSpec]
 ::: eventstream.channelmanager
 ::: eventstream.exceptions
 ::: eventstream.testing

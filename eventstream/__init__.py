@@ -28,7 +28,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     from eventstream.api import (
-        EventSpec,
         EventState,
         SentEvent,
         achannel_permission_changed,
@@ -40,12 +39,14 @@ if TYPE_CHECKING:
         send_event,
         send_events,
     )
+    from eventstream.specs import EventSpec
     from eventstream.tokens import make_subscribe_token
 else:
+    _HOMES = {"EventSpec": "specs", "make_subscribe_token": "tokens"}
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            home = "tokens" if name == "make_subscribe_token" else "api"
+            home = _HOMES.get(name, "api")
             return getattr(importlib.import_module(f"eventstream.{home}"), name)
         if name == "urls":  # the peer's include(django_eventstream.urls)
             return importlib.import_module("eventstream.urls")

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.apps.registry import Apps
-from django.db import connections, models
+from django.db import connections, models, transaction
 
+from eventstream.cursors import move_along
 from eventstream.exceptions import AdoptionError
 from eventstream.models import Channel, Event
-from eventstream.storage import LogEntry, get_storage
+from eventstream.rows import LogEntry, partition_of
+from eventstream.storage import get_storage
 
 BATCH = 1000
 
@@ -125,7 +127,13 @@ def _adopt_channel(using: str, channel: str, last_eid: int) -> int:
         entries = [
             LogEntry(row.eid, row.type, _text(row.data), row.created) for row in some
         ]
-        storage.adopt(using, channel, after=eid, entries=entries)
+        with transaction.atomic(using=using):
+            moved = storage.adopt(using, channel, after=eid, entries=entries)
+            if moved is not None:
+                # Targets that had everything: whoever reads here can come for the log
+                # only now.
+                base, head = moved
+                move_along(using, partition_of(channel), base=base, head=head)
         if not entries:
             return count
         count += len(entries)

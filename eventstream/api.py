@@ -4,60 +4,32 @@ from __future__ import annotations
 
 import enum
 import functools
-import json
-import unicodedata
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
-from django.core.serializers.json import DjangoJSONEncoder
-from django.db import connections, router, transaction
+from django.db import router, transaction
 from django.db.models import Min
-from django.views.decorators.debug import sensitive_variables
 
 from eventstream import channelmanager, conf
 from eventstream.dispatch import get_dispatcher
 from eventstream.exceptions import (
     InvalidChannelError,
-    InvalidDataError,
     InvalidEventError,
-    InvalidEventTypeError,
     UnknownDatabaseError,
 )
 from eventstream.models import Cursor, DeadLetter, Event, EventKind
 from eventstream.positions import format_position
-from eventstream.signals import events_sent_unstored
-from eventstream.storage import (
-    OutboxRow,
-    alias_of,
-    get_storage,
-    join_users,
-    partition_of,
-)
+from eventstream.rows import partition_of
+from eventstream.specs import EventSpec, check_channel, hide_data, make_event
+from eventstream.storage import alias_of, get_storage
 from eventstream.targets import get_targets
+from eventstream.unstored import publish_on_commit
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-
-RESERVED_TYPES = frozenset(
-    {"stream-open", "stream-reset", "stream-error", "keep-alive"}
-)
-
-
-_Call = TypeVar("_Call", bound=Callable[..., object])
-
-
-def _hide_data(function: _Call) -> _Call:
-    """Keep `data` out of error reports.
-
-    Django's decorator, with a type: to a project without django-stubs it has none, and
-    would take away those of send_event.
-    """
-    hidden: Any = sensitive_variables("data")(function)
-    typed: _Call = hidden
-    return typed
 
 
 class EventState(enum.Enum):
@@ -71,18 +43,6 @@ class EventState(enum.Enum):
         "gone"  # not stored: its transaction rolled back, or it is past the retention
     )
     UNSTORED = "unstored"  # best-effort: nobody knows
-
-
-@dataclass(frozen=True)
-class EventSpec:
-    """One event for send_events; the arguments of send_event."""
-
-    channel: str
-    event_type: str
-    data: Any = field(repr=False)  # logs and error pages must not show it
-    skip_user_ids: Collection[object] = field(default=())
-    json_encode: bool = True
-    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +89,7 @@ class SentEvent:
         return EventState.DEAD if letters.exists() else EventState.CONFIRMED
 
 
-@_hide_data
+@hide_data
 def send_event(
     channel: str,
     event_type: str,
@@ -179,7 +139,7 @@ def send_event(
     return send_events([spec], using=using)[0]
 
 
-@_hide_data
+@hide_data
 async def asend_event(
     channel: str,
     event_type: str,
@@ -240,7 +200,7 @@ def send_events(
     for alias, rows in stored.items():
         _append(alias, rows, has_keys=bool(keys))
     for alias, rows in unstored.items():
-        _publish_on_commit(alias, [_as_row(row) for row in rows])
+        publish_on_commit(alias, rows)
     return [
         SentEvent(event.pk, event.channel, alias)
         for (_, event), alias in zip(events, aliases, strict=True)
@@ -331,98 +291,6 @@ async def aget_current_event_id(
     return await sync_to_async(get_current_event_id)(channels, using=using)
 
 
-def check_channel(channel: object) -> str:
-    """Return the channel name if it can be one.
-
-    Raises:
-        InvalidChannelError: Says what is wrong with it.
-    """
-    return _check_name(channel, "channel", conf.MAX_CHANNEL_LENGTH, InvalidChannelError)
-
-
-def _check_name(
-    value: object, what: str, limit: int, error: type[InvalidEventError]
-) -> str:
-    if not isinstance(value, str):
-        raise error(f"{what} must be a string, not {type(value).__name__}")
-    if not value:
-        raise error(f"{what} must not be empty")
-    if len(value) > limit:
-        raise error(f"{what} has {len(value)} characters, the most is {limit}")
-    for character in value:
-        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-            raise error(f"{what} {value[:80]!r} has the character {character!r}")
-    return value
-
-
-def make_event(spec: EventSpec) -> Event:
-    """Return the event, checked and encoded, not saved.
-
-    Raises:
-        InvalidEventError: Says what is wrong with it.
-    """
-    channel = check_channel(spec.channel)
-    event_type = _check_name(
-        spec.event_type,
-        "event_type",
-        conf.MAX_EVENT_TYPE_LENGTH,
-        InvalidEventTypeError,
-    )
-    if event_type in RESERVED_TYPES:
-        raise InvalidEventTypeError(f"event_type {event_type!r} is the protocol's own")
-    key = spec.idempotency_key
-    if key is not None:
-        _check_name(key, "idempotency_key", 255, InvalidEventError)
-    return Event(
-        partition=partition_of(channel),
-        channel=channel,
-        type=event_type,
-        data=_encode(spec),
-        skip_users=_skip_users(spec.skip_user_ids),
-        idempotency_key=key,
-    )
-
-
-@_hide_data
-def _encode(spec: EventSpec) -> str:
-    data = spec.data
-    if spec.json_encode:
-        try:
-            data = json.dumps(data, cls=DjangoJSONEncoder, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidDataError(
-                f"data for channel {spec.channel!r} cannot be encoded: {error}"
-            ) from error
-    elif not isinstance(data, str):
-        raise InvalidDataError(
-            f"data must be a string with json_encode=False, not {type(data).__name__}"
-        )
-    try:
-        size = len(data.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidDataError(f"data is not valid Unicode: {error}") from error
-    if "\0" in data:
-        raise InvalidDataError("data has a NUL character; encode it as JSON")
-    limit = conf.get_options().max_event_bytes
-    if size > limit:
-        raise InvalidDataError(
-            f"data has {size:,} bytes, the most is EVENTSTREAM_MAX_EVENT_BYTES = "
-            f"{limit:,}. Send a reference to it instead."
-        )
-    return data
-
-
-def _skip_users(user_ids: Collection[object]) -> str:
-    if isinstance(user_ids, str):
-        raise InvalidEventError("skip_user_ids must be a list of ids, not a string")
-    text = join_users(user_ids)
-    if text.count(",") != len({str(user) for user in user_ids}) + 1 and text:
-        raise InvalidEventError("skip_user_ids: an id must not contain a comma")
-    if text:
-        _check_name(text, "skip_user_ids", 100_000, InvalidEventError)
-    return text
-
-
 def _resolve_alias(channel: str, using: str | None) -> str:
     alias = using or router.db_for_write(Event, channel=channel)
     databases = conf.get_options().databases
@@ -464,44 +332,3 @@ def _wake_on_commit(alias: str, partitions: Collection[int]) -> None:
 
 def _wake(alias: str, partitions: Collection[int]) -> None:
     get_dispatcher().wake(alias, partitions)
-
-
-class _UnstoredBatch:
-    """The best-effort events of one transaction: one task, so that their order is kept."""
-
-    def __init__(self, rows: list[OutboxRow]) -> None:
-        self.rows = rows
-
-    def __call__(self) -> None:
-        events_sent_unstored.send_robust(OutboxRow, rows=self.rows)
-        get_dispatcher().publish_unstored(self.rows)
-
-
-def pending_unstored(alias: str) -> list[list[OutboxRow]]:
-    """Return the best-effort events that wait for the commit of the open transaction."""
-    calls = [entry[1] for entry in connections[alias].run_on_commit]
-    return [call.rows for call in calls if isinstance(call, _UnstoredBatch)]
-
-
-def _publish_on_commit(alias: str, rows: list[OutboxRow]) -> None:
-    connection = connections[alias]
-    for savepoints, call, *_ in reversed(connection.run_on_commit):
-        if isinstance(call, _UnstoredBatch):
-            if savepoints == set(connection.savepoint_ids):  # shares the same fate
-                call.rows += rows
-                return
-            break
-    transaction.on_commit(_UnstoredBatch(rows), using=alias, robust=True)
-
-
-def _as_row(event: Event) -> OutboxRow:
-    return OutboxRow(
-        id=0,
-        position=0,
-        kind=EventKind.EVENT,
-        channel=event.channel,
-        eid=None,
-        type=event.type,
-        data=event.data,
-        skip_users=event.skip_users,
-    )

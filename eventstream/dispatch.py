@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from eventstream import conf
 from eventstream.exceptions import PublishError
 from eventstream.relay import NO_TARGET, publish_unstored, relay_partition
-from eventstream.storage import OutboxRow
+from eventstream.rows import OutboxRow
 from eventstream.targets import get_targets
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from eventstream import conf, hold
-from eventstream.storage import database_now
+from eventstream.log import database_now
 
 _migrated: set[str] = set()
 """Databases that were seen to be: a process lives with the code that it has loaded."""

@@ -14,7 +14,6 @@ from collections.abc import Collection
 from django.db import InterfaceError, OperationalError
 
 from eventstream import sse
-from eventstream.api import EventSpec, make_event
 from eventstream.channelmanager import (
     ChannelManagerBase,
     find_user,
@@ -22,6 +21,7 @@ from eventstream.channelmanager import (
     initial_states,
 )
 from eventstream.exceptions import InitialStateError
+from eventstream.specs import EventSpec, make_event
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from django.db import DatabaseError
 
+from eventstream.log import database_now
 from eventstream.models import Event
-from eventstream.storage import database_now
 
 SAMPLES = 20
 """About so many are taken between two reports of a hub."""

@@ -161,7 +161,7 @@ class Cursor(models.Model):
 
 
 class PausedTarget(models.Model):
-    """A target that an operator has paused: nothing is published to it. Written by relay.
+    """A target that an operator has paused: nothing is published to it. Written by pausing.
 
     Its watermarks stay, so that it can go on from there. It holds up pruning no longer
     than one that fails: after the retention, its readers get a stream-reset.
@@ -178,6 +178,12 @@ class PausedTarget(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def describe(self) -> str:
+        """Return since when the target is paused, and why, in words."""
+        since = self.since.strftime("%Y-%m-%d %H:%M:%S")
+        text = f"{self.name} is paused since {since}"
+        return f"{text}: {self.reason}" if self.reason else text
 
 
 class DeadLetter(models.Model):

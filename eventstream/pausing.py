@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 
+from django.db import transaction
+
 from eventstream import conf
+from eventstream.cursors import resume_cursors
 from eventstream.dispatch import get_dispatcher
 from eventstream.exceptions import UnknownTargetError
-from eventstream.relay import pause_target, pending, resume_target
+from eventstream.models import PausedTarget
+from eventstream.relay import pending
 from eventstream.targets import get_targets
 
 logger = logging.getLogger(__name__)
@@ -57,3 +61,35 @@ def resume(target: str) -> bool:
     if found:
         logger.warning("Resumed %s", target)
     return found
+
+
+def pause_target(using: str, target_name: str, *, reason: str = "") -> bool:
+    """Publish nothing to a target until it is resumed; False if it was paused already.
+
+    A relay that is at work on it ends after its batch. Events are numbered, stored and
+    published to the other targets as before.
+    """
+    pause = PausedTarget(name=target_name, reason=reason)
+    rows = PausedTarget.objects.using(using)
+    with transaction.atomic(using=using):
+        if rows.filter(name=target_name).exists():
+            return False
+        rows.bulk_create([pause], ignore_conflicts=True)
+    return True
+
+
+def resume_target(using: str, target_name: str) -> bool:
+    """Let a paused target have what waits for it; False if it was not paused.
+
+    What it missed counts as a failure since the pause: if that was longer ago than
+    BACKLOG_AFTER it gets the newest event of each channel, and its readers the rest from
+    the log. Wakes nobody.
+    """
+    with transaction.atomic(using=using):
+        rows = PausedTarget.objects.using(using).filter(name=target_name)
+        pause = rows.first()
+        if pause is None:
+            return False
+        resume_cursors(using, target_name, pause.since)
+        rows.delete()
+    return True

@@ -15,7 +15,6 @@ from django.db import connections
 from django.views.decorators.debug import sensitive_variables
 
 from eventstream import conf, instruments, sse
-from eventstream.api import check_channel
 from eventstream.channelmanager import (
     asks_permissions,
     check_operator,
@@ -26,6 +25,7 @@ from eventstream.channelmanager import (
     operator_id,
     requested_channels,
 )
+from eventstream.cursors import ensure_cursors
 from eventstream.exceptions import (
     BadRequestError,
     ChannelPermissionError,
@@ -34,14 +34,9 @@ from eventstream.exceptions import (
 )
 from eventstream.initial import encode_initial_state, read_initial_states
 from eventstream.positions import format_position, parse_position
-from eventstream.relay import ensure_cursors
-from eventstream.storage import (
-    DjangoModelStorage,
-    LogEvent,
-    alias_of,
-    get_storage,
-    is_skipped,
-)
+from eventstream.rows import LogEvent, is_skipped
+from eventstream.specs import check_channel
+from eventstream.storage import DjangoModelStorage, alias_of, get_storage
 from eventstream.tokens import take_grant
 
 if TYPE_CHECKING:

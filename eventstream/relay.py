@@ -1,4 +1,4 @@
-"""Empty the outbox: lease → number → publish → confirm. The only writer of Cursor.
+"""Empty the outbox: lease → number → publish → confirm.
 
 Task, sweep, admin and command all end in `relay_partition`; there is no other road to the
 wire for a stored event.
@@ -11,65 +11,31 @@ lease keeps two relays from doing the same work; nothing depends on it.
 
 from __future__ import annotations
 
-import datetime
 import enum
 import logging
-import random
-import secrets
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from django.db import connections, transaction
-from django.db.models import (
-    Exists,
-    F,
-    Func,
-    OuterRef,
-    Q,
-    QuerySet,
-    Subquery,
-    TextField,
-    Value,
-)
-from django.db.models.functions import Coalesce, Greatest, Now
 
 from eventstream import conf, instruments, tracing
 from eventstream.channelmanager import may_read
+from eventstream.cursors import Lease, LeaseLostError, ensure_cursors
+from eventstream.deadletters import without_given_up, write_letters
 from eventstream.exceptions import (
-    CannotGiveUpError,
-    EventStreamError,
     PublishError,
     PublishRejectedError,
     PublishUnavailableError,
 )
 from eventstream.instruments import failure_kind
-from eventstream.models import (
-    Cursor,
-    DeadLetter,
-    Event,
-    EventKind,
-    Partition,
-    PausedTarget,
-)
-from eventstream.signals import event_dead_lettered, events_confirmed
-from eventstream.storage import (
-    DjangoModelStorage,
-    OutboxRow,
-    get_storage,
-    join_users,
-    split_users,
-)
+from eventstream.models import Cursor, PausedTarget
+from eventstream.rows import OutboxRow, join_users, split_users
+from eventstream.signals import events_confirmed
+from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets import get_targets
 from eventstream.targets.base import Item, Target
 
 logger = logging.getLogger(__name__)
 
-MAX_BACKOFF = 60.0
-STALE_FAILURE = 30.0
-"""Seconds after its due time for which a failure speaks for its target; the sweep comes
-by every ten."""
 MAX_REST = 0.004
 """Most seconds that a relay rests between two small batches: what it adds to an event's
 latency at most, and only while events come faster than they can be relayed singly."""
@@ -106,35 +72,6 @@ class Report:
     has_recovered: bool = False
 
 
-@dataclass
-class RetryReport:
-    """What became of dead letters that were tried again, as counts.
-
-    Attributes:
-        published: Accepted now.
-        due: Given up before their turn; the relay publishes them when it has come.
-        superseded: Not published, as readers have had them from the log.
-        refused: Refused again.
-        busy: Left alone, as another relay had the lease.
-        error: Why it ended early; "" if it did not.
-    """
-
-    published: int = 0
-    due: int = 0
-    superseded: int = 0
-    refused: int = 0
-    busy: int = 0
-    error: str = ""
-
-    def add(self, other: RetryReport) -> None:
-        self.published += other.published
-        self.due += other.due
-        self.superseded += other.superseded
-        self.refused += other.refused
-        self.busy += other.busy
-        self.error = self.error or other.error
-
-
 class WakeFlag:
     """Says, while raised, that a relay is going to look: senders need not wake one.
 
@@ -146,18 +83,6 @@ class WakeFlag:
 
     def keep_up(self) -> None:
         """There will be another look, after lowering it again."""
-
-
-class _LeaseLostError(EventStreamError):
-    """Another relay took over; what it publishes again has the same ids."""
-
-
-def backoff(attempts: int) -> float:
-    """Return the seconds to wait after so many failures: random(0, min(60, 2^attempts)).
-
-    Full jitter, so that the partitions of a target that is back do not all come at once.
-    """
-    return random.uniform(0, min(MAX_BACKOFF, 2.0 ** min(attempts, 10)))  # noqa: S311  jitter
 
 
 def relay_partition(
@@ -234,31 +159,6 @@ def pending(using: str) -> list[tuple[int, str]]:
     return found
 
 
-def ensure_cursors(storage: DjangoModelStorage, using: str, partition: int) -> None:
-    """Create the cursors that are missing, of all targets, before anything is numbered.
-
-    At the head: a new target gets what is sent from now on, and not the past 24 h.
-    All of them, as the first target to come would number the others' first events.
-    """
-    cursors = Cursor.objects.using(using).filter(partition=partition)
-    known = cursors.values_list("target", flat=True)
-    _create_cursors(storage, using, partition, set(get_targets()) - set(known))
-
-
-def _create_cursors(
-    storage: DjangoModelStorage, using: str, partition: int, missing: Collection[str]
-) -> None:
-    if missing:
-        head = storage.last_position(using, partition)
-        Cursor.objects.using(using).bulk_create(
-            [
-                Cursor(partition=partition, target=name, watermark=head)
-                for name in sorted(missing)
-            ],
-            ignore_conflicts=True,
-        )
-
-
 class _Relay:
     """One call's work on one (partition, target)."""
 
@@ -275,10 +175,8 @@ class _Relay:
         self._using = using
         self._partition = partition
         self._target = target
-        self._token = secrets.token_hex(16)
+        self._lease = Lease(storage, using, partition, target.name)
         self._event_count = 0
-        self._was_failing = False
-        self._has_recovered = False
 
     def run(self, *, force: bool) -> Report:
         try:
@@ -292,18 +190,18 @@ class _Relay:
             try:
                 self._drain(cursor)
             except PublishError as error:
-                self._record_failure(cursor, error)
+                self._record_failure(error)
                 return self._report(Outcome.FAILED, str(error))
-            except _LeaseLostError:
+            except LeaseLostError:
                 logger.warning("Lost the lease of %s", cursor)
             except BaseException:
                 # A worker's time limit or shutdown: hand the rest on at once.
-                self._release()
+                self._lease.release()
                 raise
             else:
-                self._release()
+                self._lease.release()
                 self._flag.lower()
-                if not self._has_work():
+                if not self._lease.has_work():
                     return self._report(Outcome.DONE)
                 self._flag.keep_up()
             cursor = self._take(force=force)
@@ -315,11 +213,11 @@ class _Relay:
         So that it is true of events that saw the flag raised, it is lowered before the
         last try: whoever has the lease then has not looked for the last time yet.
         """
-        cursor = self._acquire(force=force)
+        cursor = self._lease.take(force=force)
         if cursor is None:
             self._flag.lower()
             ensure_cursors(self._storage, self._using, self._partition)
-            cursor = self._acquire(force=force)
+            cursor = self._lease.take(force=force)
         return cursor
 
     def _facts(self, **facts: object) -> dict[str, object]:
@@ -332,113 +230,27 @@ class _Relay:
         }
 
     def _report(self, outcome: Outcome, error: str = "") -> Report:
-        return Report(outcome, self._event_count, error, self._has_recovered)
-
-    # --- the lease
-
-    def _rows(self) -> QuerySet[Cursor]:
-        return Cursor.objects.using(self._using).filter(
-            partition=self._partition, target=self._target.name
-        )
-
-    def _acquire(self, *, force: bool) -> Cursor | None:
-        rows = (
-            self._rows()
-            .filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()))
-            .exclude(Exists(self._pause()))
-        )
-        if not force:
-            rows = rows.filter(
-                Q(next_attempt__isnull=True) | Q(next_attempt__lte=Now())
-            ).exclude(Q(attempts=0) & Exists(self._failing_others()))
-        # By database time, in one statement: alike on PostgreSQL, SQLite, behind
-        # PgBouncer, and whatever this machine's clock says.
-        taken = self._relaxed(rows).update(
-            lease_token=self._token, lease_until=self._lease_end()
-        )
-        if not taken:
-            return None
-        cursors = Cursor.objects.using(self._using).filter(partition=self._partition)
-        by_target = {cursor.target: cursor for cursor in cursors}
-        missing = set(get_targets()) - set(by_target)
-        _create_cursors(self._storage, self._using, self._partition, missing)
-        cursor = by_target[self._target.name]
-        self._was_failing = cursor.attempts > 0
-        return cursor
-
-    def _failing_others(self) -> QuerySet[Cursor]:
-        """Return this target's other cursors that are known to fail.
-
-        A target that hangs takes a worker several seconds to find out. One of its
-        partitions does so on behalf of all; the others wait, or the workers would be
-        busy with the dead target, and the healthy ones be late.
-        """
-        recent = Now() - datetime.timedelta(seconds=STALE_FAILURE)
-        return self._others().filter(attempts__gt=0, next_attempt__gt=recent)
-
-    def _others(self) -> QuerySet[Cursor]:
-        rows = Cursor.objects.using(self._using).filter(target=self._target.name)
-        return rows.exclude(partition=self._partition)
-
-    def _pause(self) -> QuerySet[PausedTarget]:
-        rows = PausedTarget.objects.using(self._using)
-        return rows.filter(name=self._target.name)
-
-    def _lease_end(self) -> object:
-        return Now() + datetime.timedelta(seconds=conf.get_options().lease_seconds)
-
-    def _release(self) -> None:
-        mine = self._rows().filter(lease_token=self._token)
-        self._relaxed(mine).update(lease_token="", lease_until=None)
-
-    def _relaxed(self, rows: QuerySet[Cursor]) -> QuerySet[Cursor]:
-        """Have an update of these rows not wait for the disk.
-
-        To lose a confirmation repeats an id, to lose a lease costs its time: neither is
-        worth a flush. For that transaction only, without statements of its own.
-        """
-        if connections[self._using].vendor != "postgresql":
-            return rows
-        setting = Func(
-            Value("synchronous_commit"), Value("off"), Value(True),
-            function="set_config", output_field=TextField(),
-        )  # fmt: skip
-        return rows.annotate(synchronous_commit=setting).filter(
-            synchronous_commit="off"
-        )
+        return Report(outcome, self._event_count, error, self._lease.has_recovered)
 
     def _not_acquired(self, *, force: bool) -> Report:
-        pause = self._pause().first()
+        pause = self._lease.pause()
         if pause is not None:
             # Ids are given all the same: readers of the log and other targets need them.
             self._storage.number_all(self._using, self._partition)
-            return self._report(Outcome.PAUSED, describe_pause(pause))
-        cursor = None if force else self._rows().filter(lease_until=None).first()
-        if cursor is not None:
-            failing = cursor if cursor.attempts else self._failing_others().first()
-            if failing is not None:
-                if self._has_work():
-                    # It fails by proxy: what waits is a backlog too, and must not hold
-                    # up pruning for ever.
-                    rows = self._rows().filter(failing_since=None)
-                    rows.update(failing_since=Now())
-                return self._report(Outcome.WAITING, failing.last_error)
-        return self._report(Outcome.BUSY)
-
-    def _has_work(self) -> bool:
-        unnumbered = Event.objects.using(self._using).filter(
-            partition=self._partition, position__isnull=True
-        )
-        partition = Partition.objects.using(self._using).filter(number=self._partition)
-        ahead = partition.filter(last_position__gt=OuterRef("watermark"))
-        return self._rows().filter(Exists(unnumbered) | Exists(ahead)).exists()
+            return self._report(Outcome.PAUSED, pause.describe())
+        failing = None if force else self._lease.waits_for()
+        if failing is None:
+            return self._report(Outcome.BUSY)
+        if self._lease.has_work():
+            self._lease.count_as_failing()
+        return self._report(Outcome.WAITING, failing.last_error)
 
     # --- number, publish, confirm
 
     def _drain(self, cursor: Cursor) -> None:
         options = conf.get_options()
         watermark = cursor.watermark
-        if self._is_backlog(cursor):
+        if self._lease.is_backlog(cursor):
             watermark = self._publish_backlog(watermark)
         while True:
             began = time.monotonic()
@@ -448,7 +260,7 @@ class _Relay:
             rows = self._storage.read_partition(
                 self._using, self._partition, after=watermark, limit=options.batch_size
             )
-            rows = [_ask_again(row) for row in rows]
+            rows = [ask_again(row) for row in rows]
             if not rows:
                 self._pass_over_pruned(watermark)
                 return
@@ -460,9 +272,9 @@ class _Relay:
                 watermark = rows[-1].position
                 self._confirm(watermark, 0)
             if len(rows) == options.batch_size:
-                is_over = self._pause().exists()
+                is_over = self._lease.pause() is not None
             else:
-                is_over = not self._has_work()
+                is_over = not self._lease.has_work()
             if is_over:
                 return
             if len(rows) < options.batch_size:
@@ -471,17 +283,7 @@ class _Relay:
                 time.sleep(min(time.monotonic() - began, MAX_REST))
 
     def _without_given_up(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
-        """Leave out what an operator has given up for this target before its turn."""
-        if not rows:
-            return []
-        letters = DeadLetter.objects.using(self._using).filter(
-            partition=self._partition,
-            position__gte=rows[0].position,
-            position__lte=rows[-1].position,
-            target=self._target.name,
-        )
-        given_up = set(letters.values_list("position", flat=True))
-        return [row for row in rows if row.position not in given_up]
+        return without_given_up(self._using, self._partition, self._target.name, rows)
 
     def _pass_over_pruned(self, watermark: int) -> None:
         """Confirm positions whose rows are gone: pruned while this target was failing.
@@ -493,12 +295,6 @@ class _Relay:
             self._using, self._partition, after=watermark, limit=1
         ):
             self._confirm(head, 0)
-
-    def _is_backlog(self, cursor: Cursor) -> bool:
-        if cursor.failing_since is None:
-            return False
-        after = datetime.timedelta(seconds=conf.get_options().backlog_after)
-        return self._rows().filter(failing_since__lt=Now() - after).exists()
 
     def _publish_backlog(self, watermark: int) -> int:
         """Publish to a target that is back only the newest event of each channel.
@@ -512,9 +308,9 @@ class _Relay:
             self._using, self._partition, after=watermark, up_to=head
         )
         rows = self._without_given_up(newest)
-        for batch, items in self._batches([_ask_again(row) for row in rows]):
+        for batch, items in self._batches([ask_again(row) for row in rows]):
             self._publish(batch, items)
-            self._renew()
+            self._lease.renew()
         if head > watermark:
             self._confirm(head, len(rows))
         return head
@@ -592,7 +388,7 @@ class _Relay:
         rejected = []
         middle = len(rows) // 2
         for half in (rows[:middle], rows[middle:]):
-            self._renew()
+            self._lease.renew()
             items = [item for row in half for item in self._target.encode(row)]
             try:
                 self._attempt(items)
@@ -606,40 +402,14 @@ class _Relay:
             self._target.name, row.eid, row.channel, error,
             extra=self._facts(event_id=row.eid, channel=row.channel, error=str(error)),
         )  # fmt: skip
-        _write_letters(
+        write_letters(
             self._using, self._partition, self._target.name, [row], str(error)
         )
-
-    def _renew(self) -> None:
-        mine = self._rows().filter(lease_token=self._token)
-        if not mine.update(lease_until=self._lease_end()):
-            raise _LeaseLostError
 
     def _confirm(
         self, position: int, event_count: int, first: int | None = None
     ) -> None:
-        """Move the watermark; `first` is the position whose latency is recorded."""
-        values: dict[str, Any] = {}
-        if first is not None:
-            event = Event.objects.filter(partition=self._partition, position=first)
-            values["latency"] = Now() - Subquery(event.values("created"))
-        mine = self._rows().filter(lease_token=self._token)
-        confirmed = self._relaxed(mine.filter(watermark__lte=position)).update(
-            watermark=position,
-            lease_until=self._lease_end(),
-            attempts=0,
-            next_attempt=None,
-            failing_since=None,
-            confirmed_at=Now(),
-            last_error="",
-            confirmed_count=F("confirmed_count") + event_count,
-            **values,
-        )
-        if not confirmed:
-            raise _LeaseLostError
-        if self._was_failing:
-            self._was_failing, self._has_recovered = False, True
-            self._failing_others().update(next_attempt=None)
+        self._lease.confirm(position, event_count, first)
         self._event_count += event_count
         events_confirmed.send_robust(
             Cursor,
@@ -650,211 +420,21 @@ class _Relay:
             position=position,
         )
 
-    def _record_failure(self, cursor: Cursor, error: PublishError) -> None:
-        # Confirming a batch resets the count: read it again.
-        mine = self._rows().filter(lease_token=self._token)
-        attempts = mine.values_list("attempts", flat=True).first()
-        if attempts is None:
+    def _record_failure(self, error: PublishError) -> None:
+        failure = self._lease.fail(str(error))
+        if failure is None:
             return
-        delay = backoff(attempts + 1)
+        attempts, delay = failure
         logger.warning(
             "Publishing partition %s to %s failed (%s in a row), again in %.1f s: %s",
-            self._partition, self._target.name, attempts + 1, delay, error,
+            self._partition, self._target.name, attempts, delay, error,
             extra=self._facts(
-                attempts=attempts + 1, retry_seconds=round(delay, 1), error=str(error)
+                attempts=attempts, retry_seconds=round(delay, 1), error=str(error)
             ),
         )  # fmt: skip
-        mine.filter(failing_since__isnull=True).update(failing_since=Now())
-        mine.update(
-            attempts=F("attempts") + 1,
-            failure_count=F("failure_count") + 1,
-            next_attempt=Now() + datetime.timedelta(seconds=delay),
-            last_error=str(error),
-            lease_token="",
-            lease_until=None,
-        )
-        self._postpone_others(delay)
-
-    def _postpone_others(self, delay: float) -> None:
-        """Have this partition be the next to try its target, and the others hear of it."""
-        options = conf.get_options()
-        delay += options.connect_timeout + options.publish_timeout
-        earliest = Now() + datetime.timedelta(seconds=delay)
-        with transaction.atomic(using=self._using):
-            # In one order, and without those that are locked: another failure is just
-            # postponing them, or they are being tried.
-            others = self._others().filter(attempts__gt=0).order_by("pk")
-            locked = others.select_for_update(skip_locked=True)
-            rows = Cursor.objects.using(self._using).filter(
-                pk__in=list(locked.values_list("pk", flat=True))
-            )
-            due = Coalesce("next_attempt", Now())
-            rows.update(next_attempt=Greatest(due, earliest))
-
-    # --- dead letters
-
-    def retry(self, keys: Collection[int]) -> RetryReport:
-        """Do the work of retry_dead_letters, under the lease."""
-        ensure_cursors(self._storage, self._using, self._partition)
-        cursor = self._acquire(force=True)
-        if cursor is None:
-            return RetryReport(busy=len(keys))
-        report = RetryReport()
-        try:
-            self._retry_letters(report, cursor.watermark, keys)
-        except PublishError as error:
-            report.error = str(error)
-        except _LeaseLostError:
-            report.error = "another relay has taken over"
-        finally:
-            self._release()
-        if not report.error and self._has_work():
-            # What is due again, and what others were woken for while we had the lease.
-            self.run(force=False)
-        return report
-
-    def _retry_letters(
-        self, report: RetryReport, watermark: int, keys: Collection[int]
-    ) -> None:
-        letters = self._letters().filter(pk__in=keys).order_by("position")
-        for letter in letters:
-            if letter.position > watermark:  # its turn has not come yet
-                report.due += 1
-            elif self._is_superseded(letter, watermark):
-                report.superseded += 1
-            else:
-                row = self._storage.read_row(self._using, letter.event_id)
-                if row is None:  # pruned meanwhile
-                    continue
-                self._renew()
-                try:
-                    self._target.publish(self._target.encode(_ask_again(row)))
-                except PublishRejectedError as error:
-                    self._letters().filter(pk=letter.pk).update(error=str(error))
-                    report.refused += 1
-                    continue
-                report.published += 1
-            self._letters().filter(pk=letter.pk).delete()
-
-    def _letters(self) -> QuerySet[DeadLetter]:
-        return DeadLetter.objects.using(self._using).filter(
-            partition=self._partition, target=self._target.name
-        )
-
-    def _is_superseded(self, letter: DeadLetter, watermark: int) -> bool:
-        """Say whether the target has had a newer event of the channel.
-
-        Its readers saw that the newer one does not follow, and read the log. Published
-        now, the older one would reach them late and a second time.
-        """
-        if letter.eid is None:  # a kick: it has no place among the events
-            return False
-        newer = Event.objects.using(self._using).filter(
-            channel=letter.channel, eid__gt=letter.eid, position__lte=watermark
-        )
-        refused = self._letters().filter(channel=letter.channel)
-        return newer.exclude(pk__in=refused.values("event_id")).exists()
 
 
-def _write_letters(
-    using: str, partition: int, target: str, rows: Collection[OutboxRow], error: str
-) -> None:
-    letters = [
-        DeadLetter(
-            event_id=row.id,
-            partition=partition,
-            position=row.position,
-            channel=row.channel,
-            eid=row.eid,
-            target=target,
-            error=error,
-        )
-        for row in rows
-    ]
-    DeadLetter.objects.using(using).bulk_create(letters, ignore_conflicts=True)
-    cursors = Cursor.objects.using(using).filter(partition=partition, target=target)
-    cursors.update(refused_count=F("refused_count") + len(letters))
-    for event in Event.objects.using(using).filter(pk__in=[row.id for row in rows]):
-        event_dead_lettered.send_robust(
-            DeadLetter, using=using, target=target, event=event, error=error
-        )
-
-
-def give_up(using: str, target_name: str, event_id: int, reason: str) -> None:
-    """Make an event that waits a dead letter of a target, at an operator's request.
-
-    For an event that its target answers with an error that is not about the event, say a
-    500, and that holds up its partition for ever. The target's readers see the gap and
-    get the event from the log. One that is on its way right now may arrive all the same.
-
-    Args:
-        using: Database alias.
-        target_name: One of `get_targets()`.
-        event_id: The event's primary key.
-        reason: What the dead letter is to say.
-
-    Raises:
-        CannotGiveUpError: Says why the event is not one that waits for the target.
-    """
-    if target_name not in get_targets():
-        raise CannotGiveUpError(f"{target_name} is not in the settings.")
-    event = Event.objects.using(using).filter(pk=event_id).first()
-    if event is None:
-        raise CannotGiveUpError(f"Event {event_id} is not stored (any more).")
-    if event.kind == EventKind.KICK:
-        raise CannotGiveUpError(
-            f"{event.channel}: a withdrawn permission is never given up, or the user "
-            "would read on."
-        )
-    storage = get_storage()
-    partition = event.partition
-    if event.position is None:
-        storage.number_all(using, partition)
-    row = storage.read_row(using, event_id)
-    mark = (
-        Cursor.objects.using(using)
-        .filter(partition=partition, target=target_name)
-        .values_list("watermark", flat=True)
-        .first()
-    )
-    if row is None or (mark is not None and row.position <= mark):
-        raise CannotGiveUpError(f"{event} does not wait for {target_name} any more.")
-    logger.error("Gave up %s for %s: %s", event, target_name, reason)
-    _write_letters(using, partition, target_name, [row], reason)
-
-
-def retry_dead_letters(
-    using: str, target_name: str, keys: Collection[int]
-) -> RetryReport:
-    """Publish what a target once refused, where that is still of use.
-
-    Only while nothing newer of its channel was accepted there: after that its readers
-    have it from the log, and it would reach them a second time and out of order. Such a
-    letter is removed, as what it tells of is over.
-
-    Args:
-        using: Database alias.
-        target_name: One of `get_targets()`.
-        keys: Primary keys of the dead letters; those of other targets are left alone.
-    """
-    target = get_targets().get(target_name)
-    if target is None:
-        return RetryReport(error=f"{target_name} is not in the settings")
-    pause = PausedTarget.objects.using(using).filter(name=target_name).first()
-    if pause is not None:
-        return RetryReport(error=f"{describe_pause(pause)}; resume it first")
-    letters = DeadLetter.objects.using(using).filter(pk__in=keys, target=target_name)
-    by_partition: dict[int, list[int]] = {}
-    for key, partition in letters.values_list("pk", "partition"):
-        by_partition.setdefault(partition, []).append(key)
-    total = RetryReport()
-    for partition, some in sorted(by_partition.items()):
-        relay = _Relay(get_storage(), using, partition, target, WakeFlag())
-        total.add(relay.retry(some))
-    return total
-
-
-def _ask_again(row: OutboxRow) -> OutboxRow:
+def ask_again(row: OutboxRow) -> OutboxRow:
     """Leave of the kicked users those who may still not read the channel."""
     if not row.kicked:
         return row
@@ -862,50 +442,6 @@ def _ask_again(row: OutboxRow) -> OutboxRow:
         user for user in split_users(row.kicked) if not may_read(user, row.channel)
     ]
     return row._replace(kicked=join_users(users))
-
-
-def pause_target(using: str, target_name: str, *, reason: str = "") -> bool:
-    """Publish nothing to a target until it is resumed; False if it was paused already.
-
-    A relay that is at work on it ends after its batch. Events are numbered, stored and
-    published to the other targets as before.
-    """
-    pause = PausedTarget(name=target_name, reason=reason)
-    rows = PausedTarget.objects.using(using)
-    with transaction.atomic(using=using):
-        if rows.filter(name=target_name).exists():
-            return False
-        rows.bulk_create([pause], ignore_conflicts=True)
-    return True
-
-
-def resume_target(using: str, target_name: str) -> bool:
-    """Let a paused target have what waits for it; False if it was not paused.
-
-    What it missed counts as a failure since the pause: if that was longer ago than
-    BACKLOG_AFTER it gets the newest event of each channel, and its readers the rest from
-    the log. Wakes nobody.
-    """
-    with transaction.atomic(using=using):
-        rows = PausedTarget.objects.using(using).filter(name=target_name)
-        pause = rows.first()
-        if pause is None:
-            return False
-        head = Partition.objects.filter(
-            number=OuterRef("partition"), last_position__gt=OuterRef("watermark")
-        )
-        behind = Cursor.objects.using(using).filter(Exists(head), target=target_name)
-        since = Coalesce("failing_since", Value(pause.since))
-        behind.update(failing_since=since, next_attempt=None)
-        rows.delete()
-    return True
-
-
-def describe_pause(pause: PausedTarget) -> str:
-    """Return since when a target is paused, and why, in words."""
-    since = pause.since.strftime("%Y-%m-%d %H:%M:%S")
-    text = f"{pause.name} is paused since {since}"
-    return f"{text}: {pause.reason}" if pause.reason else text
 
 
 def publish_unstored(target_name: str, rows: Sequence[OutboxRow]) -> None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from django.db import DatabaseError
 
 from eventstream.holders import report_proxies
+from eventstream.log import database_now
 from eventstream.models import Holder, Sample
 from eventstream.status import Status, get_status
-from eventstream.storage import database_now
 
 logger = logging.getLogger(__name__)
 

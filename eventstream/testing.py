@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import Max
 
-from eventstream.api import pending_unstored
 from eventstream.channelmanager import check_permission
 from eventstream.exceptions import ChannelPermissionError
 from eventstream.models import Event, EventKind
+from eventstream.rows import OutboxRow, is_skipped
 from eventstream.signals import events_sent_unstored
-from eventstream.storage import OutboxRow, get_storage, is_skipped
+from eventstream.storage import get_storage
+from eventstream.unstored import pending_unstored
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser

@@ -22,13 +22,13 @@ from django.utils.crypto import constant_time_compare, salted_hmac
 from django.views.decorators.debug import sensitive_variables
 
 from eventstream import conf
-from eventstream.api import check_channel
 from eventstream.exceptions import (
     ExpiredTokenError,
     InvalidChannelError,
     InvalidTokenError,
     TokenError,
 )
+from eventstream.specs import check_channel
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser

@@ -16,8 +16,10 @@ from django.db import connections
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Left
 
+from eventstream.log import database_now
 from eventstream.models import Channel, Cursor, DeadLetter, Event, PausedTarget
-from eventstream.storage import database_now, get_storage, partition_of
+from eventstream.rows import partition_of
+from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 
 WAITING = "waiting"

@@ -29,7 +29,7 @@ from eventstream import conf as core_conf
 from eventstream import instruments, tracing
 from eventstream.dispatch import Dispatcher, DispatchStatus
 from eventstream.relay import NO_TARGET, WakeFlag
-from eventstream.storage import OutboxRow
+from eventstream.rows import OutboxRow
 from eventstream.targets import get_targets
 from eventstream.targets.bus import connect
 from eventstream_tasks import conf

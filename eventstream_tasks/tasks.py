@@ -19,7 +19,7 @@ from eventstream.relay import (
     publish_unstored,
     relay_partition,
 )
-from eventstream.storage import OutboxRow
+from eventstream.rows import OutboxRow
 from eventstream_tasks.backoff import MAX_RETRIES, retry_delay
 from eventstream_tasks.conf import get_options
 from eventstream_tasks.connections import with_kept_connections

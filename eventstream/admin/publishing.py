@@ -11,14 +11,8 @@ from django.contrib import messages
 from django.db.models import Count, Max
 
 from eventstream.models import DeadLetter
-from eventstream.relay import (
-    NO_TARGET,
-    Outcome,
-    Report,
-    RetryReport,
-    relay_partition,
-    retry_dead_letters,
-)
+from eventstream.relay import NO_TARGET, Outcome, Report, relay_partition
+from eventstream.retrying import RetryReport, retry_dead_letters
 from eventstream.words import describe_count
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,10 @@ from eventstream.admin.confirming import Question, ask, is_confirmed, reason_of
 from eventstream.admin.health import look, render_health
 from eventstream.admin.listing import AGES, STATES, Listing, filters_of
 from eventstream.admin.publishing import retry_letters
+from eventstream.deadletters import give_up
 from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import DeadLetter, Event, UndeliveredEvent
-from eventstream.relay import NO_TARGET, give_up
+from eventstream.relay import NO_TARGET
 from eventstream.targets import get_targets
 from eventstream.words import describe_count
 

@@ -10,8 +10,8 @@ from django.core.management.base import CommandError
 from eventstream.console.screen import Screen
 from eventstream.exceptions import PublishError
 from eventstream.models import EventKind
+from eventstream.rows import OutboxRow
 from eventstream.status import Level
-from eventstream.storage import OutboxRow
 from eventstream.targets import get_targets
 from eventstream.targets.base import Item, Target
 

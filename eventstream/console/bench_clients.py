@@ -14,9 +14,10 @@ from urllib.parse import urlencode, urlsplit
 from django.contrib.auth import get_user_model
 from django.core.management.base import CommandError
 
-from eventstream.api import EventSpec, check_channel, send_events
+from eventstream.api import send_events
 from eventstream.console.crowd import OPEN_AT_A_TIME, OPEN_EVERY, Crowd
 from eventstream.console.screen import Screen
+from eventstream.specs import EventSpec, check_channel
 from eventstream.status import Level
 from eventstream.tokens import make_subscribe_token
 from eventstream.words import describe_count

@@ -20,8 +20,8 @@ from eventstream import conf
 from eventstream.api import EventState, send_event
 from eventstream.console.screen import Screen
 from eventstream.exceptions import EventStreamError
+from eventstream.log import database_now
 from eventstream.status import Finding, Level, get_status
-from eventstream.storage import database_now
 from eventstream.targets import get_targets
 from eventstream.targets.bus import connect, kick_topic
 from eventstream.words import describe_count, describe_seconds

@@ -13,15 +13,16 @@ from django.core.management.base import CommandError
 from django.db.models import Q
 
 from eventstream import conf
-from eventstream.api import EventState, check_channel, send_event
+from eventstream.api import EventState, send_event
 from eventstream.console.overview import format_instant
 from eventstream.console.screen import Screen
 from eventstream.exceptions import InvalidEventError
+from eventstream.log import database_now
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, PausedTarget
 from eventstream.reading import number_stale
-from eventstream.relay import describe_pause
+from eventstream.specs import check_channel
 from eventstream.status import Level
-from eventstream.storage import alias_of, database_now, get_storage
+from eventstream.storage import alias_of, get_storage
 from eventstream.targets import get_targets
 from eventstream.words import describe_seconds
 
@@ -146,7 +147,7 @@ def find_undelivered(
                 partition=cursor.partition, position__gt=cursor.watermark
             )
             if name in pauses:
-                reason = describe_pause(pauses[name])
+                reason = pauses[name].describe()
             else:
                 reason = cursor.last_error or "no relay has tried yet"
             for event in rows.defer("data").order_by("position")[: limit - found]:

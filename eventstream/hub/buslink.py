@@ -13,7 +13,7 @@ import redis
 import redis.asyncio
 
 from eventstream import conf
-from eventstream.storage import LogEvent, split_users
+from eventstream.rows import LogEvent, split_users
 from eventstream.targets.bus import connect_async, decode, event_topic, kick_topic
 
 logger = logging.getLogger(__name__)

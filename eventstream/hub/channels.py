@@ -17,7 +17,7 @@ from eventstream.hub.buslink import BusLink
 from eventstream.hub.log import Log
 from eventstream.hub.subscribers import Subscriber
 from eventstream.hub.tails import ChannelState
-from eventstream.storage import LogEvent, partition_of
+from eventstream.rows import LogEvent, partition_of
 from eventstream.targets.bus import event_topic
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from eventstream import conf
 from eventstream.hub.pool import ReaderPool
 from eventstream.hub.tails import ChannelState
 from eventstream.reading import number_stale
-from eventstream.storage import ChannelLog, alias_of, get_storage, partition_of
+from eventstream.rows import ChannelLog, partition_of
+from eventstream.storage import alias_of, get_storage
 
 Kick = tuple[int, int, str, str]
 """As DjangoModelStorage.kicks_after has it: …, channel, user id."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from eventstream.hub.tails import ChannelState, TailEvent
 from eventstream.positions import format_position
 from eventstream.reading import Reader
-from eventstream.storage import is_skipped
+from eventstream.rows import is_skipped
 
 
 class Subscriber:

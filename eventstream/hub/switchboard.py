@@ -27,8 +27,8 @@ from eventstream.hub.subscribers import Subscriber
 from eventstream.latency import Sampler, measure
 from eventstream.limits import counts
 from eventstream.reading import Reader
+from eventstream.rows import LogEvent, OutboxRow
 from eventstream.signals import events_numbered, events_sent_unstored
-from eventstream.storage import LogEvent, OutboxRow
 
 logger = logging.getLogger(__name__)
 

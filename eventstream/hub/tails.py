@@ -13,7 +13,7 @@ from eventstream.positions import quote_channel
 
 if TYPE_CHECKING:
     from eventstream.hub.subscribers import Subscriber
-    from eventstream.storage import ChannelLog, LogEvent
+    from eventstream.rows import ChannelLog, LogEvent
 
 
 class TailEvent:

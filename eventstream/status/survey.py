@@ -12,6 +12,7 @@ from django.db.models.functions import Coalesce
 from eventstream import conf
 from eventstream.dispatch import get_dispatcher
 from eventstream.exceptions import PublishError
+from eventstream.log import database_now
 from eventstream.models import (
     Cursor,
     DeadLetter,
@@ -34,7 +35,7 @@ from eventstream.status.facts import (
     Status,
     TargetStatus,
 )
-from eventstream.storage import database_now, get_storage
+from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 from eventstream.targets.base import Target
 

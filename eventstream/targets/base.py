@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from eventstream.models import EventKind
-from eventstream.storage import OutboxRow
+from eventstream.rows import OutboxRow
 
 _PROBE = OutboxRow(0, 0, EventKind.EVENT, "\x7fprobe", None, "message", "", "")
 """Goes to a channel whose name no channel can have."""

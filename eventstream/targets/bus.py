@@ -15,7 +15,7 @@ from redis.retry import Retry
 from eventstream import conf
 from eventstream.exceptions import PublishUnavailableError
 from eventstream.models import EventKind
-from eventstream.storage import OutboxRow
+from eventstream.rows import OutboxRow
 from eventstream.targets.base import Item, Target
 
 BUS = "bus"

@@ -17,7 +17,7 @@ from eventstream import conf, sse
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
 from eventstream.models import EventKind
 from eventstream.positions import quote_channel
-from eventstream.storage import OutboxRow, split_users
+from eventstream.rows import OutboxRow, split_users
 from eventstream.targets.base import Item, Target
 from eventstream.words import describe_cause
 

@@ -55,8 +55,8 @@ def test_reference_has_every_setting_command_signal_and_check(site: Path) -> Non
             assert check in checks, check
     for path in ROOT.glob("eventstream*/management/commands/[a-z]*.py"):
         assert f">{path.stem}<" in commands, path.stem
-    for name in ("send_event", "channel_permission_changed", "EventSpec"):
-        assert f'id="eventstream.api.{name}"' in api, name
+    for name in ("api.send_event", "api.channel_permission_changed", "specs.EventSpec"):
+        assert f'id="eventstream.{name}"' in api, name
 
 
 @pytest.mark.timeout(300)

@@ -219,7 +219,7 @@ print(list(DeadLetter.objects.order_by("eid").values_list("eid", flat=True)))
 
 RETRY = """
 from eventstream.models import DeadLetter
-from eventstream.relay import retry_dead_letters
+from eventstream.retrying import retry_dead_letters
 for letter in DeadLetter.objects.order_by("position"):
     retry_dead_letters("default", letter.target, [letter.pk])
 """

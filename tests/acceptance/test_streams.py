@@ -269,7 +269,8 @@ from django.contrib.auth.models import User
 from eventstream import send_event
 from eventstream.models import Cursor, Event, EventKind
 from eventstream.relay import relay_all
-from eventstream.storage import get_storage, partition_of
+from eventstream.rows import partition_of
+from eventstream.storage import get_storage
 user = User.objects.get(pk={pk})
 groups = list(user.groups.all())
 user.groups.clear()
@@ -448,7 +449,8 @@ def test_next_link_brings_what_the_proxy_was_never_given(impatient: Stack) -> No
         impatient.run(
             "from eventstream.models import *\n"
             "from eventstream import send_event\n"
-            "from eventstream.storage import get_storage, partition_of\n"
+            "from eventstream.rows import partition_of\n"
+            "from eventstream.storage import get_storage\n"
             "from django.db import transaction\n"
             "p = partition_of('link')\n"
             "with transaction.atomic():\n"
@@ -469,7 +471,8 @@ def test_gap_is_made_good_before_the_event_after_it(impatient: Stack) -> None:
         impatient.run(
             "from eventstream.models import *\n"
             "from eventstream import send_event\n"
-            "from eventstream.storage import get_storage, partition_of\n"
+            "from eventstream.rows import partition_of\n"
+            "from eventstream.storage import get_storage\n"
             "from django.db import transaction\n"
             "p = partition_of('gap')\n"
             "with transaction.atomic():\n"

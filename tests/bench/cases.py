@@ -317,7 +317,7 @@ def _pushpin_floor(bench: Bench) -> Figures:
     import requests
 
     clients, events = bench.scale.clients, bench.scale.events
-    from eventstream.storage import OutboxRow
+    from eventstream.rows import OutboxRow
     from eventstream.targets.grip import event_item
     from tests.bench.send import payload
 

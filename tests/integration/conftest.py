@@ -31,7 +31,8 @@ def targets(
     settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
     found = {name: RecordingTarget(name) for name in ("a", "b")}
     for module in (
-        "api", "relay", "jobs", "pausing", "status.survey", "undelivered",
+        "api", "cursors", "deadletters", "jobs", "pausing", "relay", "retrying",
+        "status.survey", "undelivered",
         "admin.channels", "admin.deliveries", "admin.events", "admin.undelivered",
     ):  # fmt: skip
         monkeypatch.setattr(f"eventstream.{module}.get_targets", lambda: found)

@@ -20,7 +20,7 @@ from pytest_django import Settings
 
 from eventstream import EventState, jobs, send_event
 from eventstream.admin import base, publishing
-from eventstream.api import EventSpec, SentEvent, send_events
+from eventstream.api import SentEvent, send_events
 from eventstream.models import (
     Channel,
     Cursor,
@@ -30,7 +30,8 @@ from eventstream.models import (
     Job,
     Partition,
 )
-from eventstream.storage import partition_of
+from eventstream.rows import partition_of
+from eventstream.specs import EventSpec
 from eventstream.targets import get_targets
 from eventstream.targets.grip import GripTarget
 

@@ -15,7 +15,8 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, holders, jobs, send_event, send_events
 from eventstream.models import Channel, Cursor, DeadLetter, Event, PausedTarget, Sample
-from eventstream.relay import pause_target, relay_all
+from eventstream.pausing import pause_target
+from eventstream.relay import relay_all
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)

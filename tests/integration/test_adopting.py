@@ -22,7 +22,8 @@ from eventstream.exceptions import AdoptionError
 from eventstream.models import Channel, Cursor, Event, Partition
 from eventstream.reading import Reader, read_page
 from eventstream.relay import relay_all
-from eventstream.storage import get_storage, partition_of
+from eventstream.rows import partition_of
+from eventstream.storage import get_storage
 from eventstream.testing import drain_outbox
 from tests.support.processes import ROOT
 from tests.support.sse import Message, Parser

@@ -20,7 +20,8 @@ from eventstream.console import delivery
 from eventstream.console.screen import Screen
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, PausedTarget
 from eventstream.relay import relay_all
-from eventstream.storage import get_storage, partition_of
+from eventstream.rows import partition_of
+from eventstream.storage import get_storage
 from tests.integration.test_relay import ago
 from tests.support.targets import RecordingTarget
 

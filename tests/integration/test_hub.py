@@ -20,7 +20,8 @@ from eventstream.hub.pool import ReaderPool
 from eventstream.hub.tails import ChannelState
 from eventstream.models import Event, EventKind
 from eventstream.reading import Reader
-from eventstream.storage import LogEvent, OutboxRow, get_storage, partition_of
+from eventstream.rows import LogEvent, OutboxRow, partition_of
+from eventstream.storage import get_storage
 from eventstream.targets.bus import BusTarget
 from eventstream.testing import drain_outbox
 from tests.support.sse import Message, Parser

@@ -10,7 +10,8 @@ from django.db import connections, transaction
 
 from eventstream import send_event
 from eventstream.models import Channel, Event, EventKind, Partition
-from eventstream.storage import get_storage, partition_of
+from eventstream.rows import partition_of
+from eventstream.storage import get_storage
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),

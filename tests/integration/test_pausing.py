@@ -20,7 +20,8 @@ from eventstream.relay import (
     relay_all,
     relay_partition,
 )
-from eventstream.storage import OutboxRow, get_storage, partition_of
+from eventstream.rows import OutboxRow, partition_of
+from eventstream.storage import get_storage
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -12,19 +12,14 @@ from django.db.models.functions import Now
 from pytest_django import Settings
 
 from eventstream import EventSpec, jobs, send_event, send_events
+from eventstream.cursors import Lease
+from eventstream.deadletters import give_up
 from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
-from eventstream.relay import (
-    Outcome,
-    RetryReport,
-    _Relay,
-    give_up,
-    pending,
-    relay_all,
-    relay_partition,
-    retry_dead_letters,
-)
-from eventstream.storage import get_storage, partition_of
+from eventstream.relay import Outcome, pending, relay_all, relay_partition
+from eventstream.retrying import RetryReport, retry_dead_letters
+from eventstream.rows import partition_of
+from eventstream.storage import get_storage
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -131,7 +126,7 @@ def test_published_but_unconfirmed_is_repeated_under_the_same_ids(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("eventstream.relay._Relay._confirm", crash)
+        patch.setattr("eventstream.cursors.Lease.confirm", crash)
         with pytest.raises(KeyboardInterrupt):
             relay_partition("default", PARTITION, "a")
     send(1)
@@ -200,16 +195,16 @@ def test_event_sent_meanwhile_is_not_left_behind(targets: Targets) -> None:
 def test_event_whose_wake_up_found_the_lease_taken_is_not_left_behind(
     targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = _Relay._release
+    release = Lease.release
     found: list[Outcome] = []
 
-    def send_first(relay: _Relay) -> None:
+    def send_first(lease: Lease) -> None:
         if not found:
             send()
             found.append(relay_partition("default", PARTITION, "a").outcome)
-        release(relay)
+        release(lease)
 
-    monkeypatch.setattr(_Relay, "_release", send_first)
+    monkeypatch.setattr(Lease, "release", send_first)
     send()
 
     relay_partition("default", PARTITION, "a")

@@ -111,7 +111,7 @@ def test_ids_move_on_where_the_clock_has_gone_back(
     get_storage().reset_readers("default")
     before = head()
     past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
-    monkeypatch.setattr("eventstream.storage.database_now", lambda using: past)
+    monkeypatch.setattr("eventstream.numbering.database_now", lambda using: past)
 
     get_storage().reset_readers("default")
 

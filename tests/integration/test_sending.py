@@ -20,7 +20,7 @@ from eventstream import (
 )
 from eventstream.models import Event
 from eventstream.relay import relay_all
-from eventstream.storage import OutboxRow
+from eventstream.rows import OutboxRow
 from eventstream.testing import drain_outbox
 from tests.support.targets import IdleDispatcher, RecordingTarget
 
@@ -194,7 +194,7 @@ def test_best_effort_events_of_a_transaction_keep_their_order(
         def publish_unstored(self, rows: list[OutboxRow]) -> None:
             batches.append([row.data for row in rows])
 
-    monkeypatch.setattr("eventstream.api.get_dispatcher", Recorder)
+    monkeypatch.setattr("eventstream.unstored.get_dispatcher", Recorder)
     with transaction.atomic():
         send_event("live-x", "message", 1)
         send_event("orders", "message", "stored")

@@ -14,13 +14,13 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, holders, jobs, send_event, send_events
 from eventstream.dispatch import DispatchStatus
+from eventstream.log import database_now
 from eventstream.models import Cursor, Event, Holder, Job, Sample
 from eventstream.pausing import pause
 from eventstream.relay import relay_all
 from eventstream.series import prune_samples, read_series, record_sample
 from eventstream.status import Level, Status, get_status
 from eventstream.status.findings import judge
-from eventstream.storage import database_now
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)

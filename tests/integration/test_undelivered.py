@@ -11,9 +11,11 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
 from eventstream import EventSpec, send_event, send_events
+from eventstream.deadletters import give_up
 from eventstream.models import DeadLetter, Event
-from eventstream.relay import give_up, pause_target, relay_all, relay_partition
-from eventstream.storage import partition_of
+from eventstream.pausing import pause_target
+from eventstream.relay import relay_all, relay_partition
+from eventstream.rows import partition_of
 from eventstream.undelivered import (
     DEAD,
     MAX_OFFSET,

@@ -18,7 +18,7 @@ from eventstream import EventSpec, send_event, send_events
 from eventstream import relay as relay_module
 from eventstream.models import Cursor, Event
 from eventstream.relay import Report, relay_partition
-from eventstream.storage import partition_of
+from eventstream.rows import partition_of
 from eventstream.targets.base import Item
 from eventstream.targets.bus import BusTarget
 from eventstream_tasks import dispatch, tasks

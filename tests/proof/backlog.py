@@ -74,7 +74,7 @@ def drain(count: int) -> Drained:
                 memory = psutil.Process(worker.pid)
                 before = most = memory.memory_info().rss
                 partition = stack.run(
-                    "from eventstream.storage import partition_of\n"
+                    "from eventstream.rows import partition_of\n"
                     f"print(partition_of({HOT!r}))"
                 )
                 database.execute(_FILL, (int(partition), HOT, count))

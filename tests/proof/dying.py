@@ -38,6 +38,7 @@ class Point(NamedTuple):
 
 
 _RELAY = "eventstream.relay"
+_CURSORS = "eventstream.cursors"
 _STORAGE = "eventstream.storage"
 _DISPATCH = "eventstream_tasks.dispatch"
 _TASKS = "eventstream_tasks.tasks"
@@ -53,8 +54,8 @@ POINTS = {
         "send", _STORAGE, "DjangoModelStorage.append_once", True
     ),
     "sender, committed, nobody woken": Point("send", "eventstream.api", "_wake", False),
-    "relay, before the lease": Point("relay", _RELAY, "_Relay._acquire", False),
-    "relay, leased": Point("relay", _RELAY, "_Relay._acquire", True),
+    "relay, before the lease": Point("relay", _CURSORS, "Lease.take", False),
+    "relay, leased": Point("relay", _CURSORS, "Lease.take", True),
     "relay, ids given, not committed": Point(
         "relay", _STORAGE, "DjangoModelStorage._number", True
     ),
@@ -63,13 +64,13 @@ POINTS = {
     ),
     "relay, about to publish": Point("relay", _RELAY, "_Relay._publish", False),
     "relay, published, not confirmed": Point("relay", _RELAY, "_Relay._publish", True),
-    "relay, confirmed": Point("relay", _RELAY, "_Relay._confirm", True),
+    "relay, confirmed": Point("relay", _CURSORS, "Lease.confirm", True),
     "relay, second batch published": Point(
         "relay", _RELAY, "_Relay._publish", True, call=2
     ),
-    "relay, about to release": Point("relay", _RELAY, "_Relay._release", False),
+    "relay, about to release": Point("relay", _CURSORS, "Lease.release", False),
     "relay, released, not looked again": Point(
-        "relay", _RELAY, "_Relay._release", True
+        "relay", _CURSORS, "Lease.release", True
     ),
     "prune, first batch deleted": Point(
         "prune", _STORAGE, "DjangoModelStorage.prune", True

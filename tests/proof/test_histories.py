@@ -27,6 +27,7 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, jobs, send_event, send_events
 from eventstream import relay as relay_module
+from eventstream.cursors import Lease
 from eventstream.models import (
     Channel,
     Cursor,
@@ -36,15 +37,11 @@ from eventstream.models import (
     Partition,
     PausedTarget,
 )
+from eventstream.pausing import pause_target, resume_target
 from eventstream.reading import Reader, read_page
-from eventstream.relay import (
-    pause_target,
-    pending,
-    relay_all,
-    relay_partition,
-    resume_target,
-)
-from eventstream.storage import DjangoModelStorage, get_storage, partition_of
+from eventstream.relay import pending, relay_all, relay_partition
+from eventstream.rows import partition_of
+from eventstream.storage import DjangoModelStorage, get_storage
 from tests.support.sse import Parser
 from tests.support.targets import RecordingTarget
 
@@ -63,28 +60,28 @@ class Death(BaseException):
 def death_after(owner: Any, name: str) -> Iterator[None]:
     """Die when the function returns, without any cleaning up."""
     original: Callable[..., Any] = getattr(owner, name)
-    release = relay_module._Relay._release
+    release = Lease.release
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         original(*args, **kwargs)
         raise Death
 
     setattr(owner, name, dying)
-    relay_module._Relay._release = lambda self: None  # type: ignore[method-assign]
+    Lease.release = lambda self: None  # type: ignore[method-assign]
     try:
         yield
     except Death:
         pass
     finally:
         setattr(owner, name, original)
-        relay_module._Relay._release = release  # type: ignore[method-assign]
+        Lease.release = release  # type: ignore[method-assign]
 
 
 DEATHS = {
-    "leased": (relay_module._Relay, "_acquire"),
+    "leased": (Lease, "take"),
     "numbered": (DjangoModelStorage, "number_batch"),
     "published": (relay_module._Relay, "_publish"),
-    "confirmed": (relay_module._Relay, "_confirm"),
+    "confirmed": (Lease, "confirm"),
 }
 
 

@@ -25,7 +25,8 @@ from eventstream import send_event
 from eventstream.channelmanager import DefaultChannelManager, InitialState
 from eventstream.hub import get_hub
 from eventstream.reading import Reader, read_page
-from eventstream.storage import get_storage, partition_of
+from eventstream.rows import partition_of
+from eventstream.storage import get_storage
 from eventstream.testing import drain_outbox
 from tests.integration.test_hub import Stream
 from tests.support.sse import Message, Parser

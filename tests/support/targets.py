@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from eventstream.dispatch import Dispatcher
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
-from eventstream.storage import OutboxRow
+from eventstream.rows import OutboxRow
 from eventstream.targets.base import Item, Target
 
 

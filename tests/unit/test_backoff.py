@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eventstream import relay
+from eventstream import cursors
 from eventstream_tasks.backoff import MAX_RETRIES, retry_delay
 
 
@@ -26,7 +26,7 @@ def test_task_gives_up_after_three_retries() -> None:
 def test_relay_s_backoff_has_full_jitter_up_to_a_minute(
     attempts: int, most: int
 ) -> None:
-    delays = [relay.backoff(attempts) for _ in range(500)]
+    delays = [cursors.backoff(attempts) for _ in range(500)]
 
     assert min(delays) < most * 0.2
     assert most * 0.8 < max(delays) <= most

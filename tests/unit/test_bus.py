@@ -6,7 +6,7 @@ import pytest
 
 from eventstream.exceptions import PublishUnavailableError
 from eventstream.models import EventKind
-from eventstream.storage import OutboxRow
+from eventstream.rows import OutboxRow
 from eventstream.targets.bus import BusTarget, _messages, decode
 from tests.support.processes import free_port
 

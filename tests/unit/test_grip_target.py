@@ -13,7 +13,7 @@ from pytest_django import Settings
 
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
 from eventstream.models import EventKind
-from eventstream.storage import OutboxRow, join_users
+from eventstream.rows import OutboxRow, join_users
 from eventstream.targets.grip import MAX_KICKED, GripTarget, event_item
 from tests.support.grip_endpoint import GripEndpoint
 from tests.support.processes import free_port

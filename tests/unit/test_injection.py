@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventstream import sse
-from eventstream.api import RESERVED_TYPES, EventSpec, check_channel, make_event
 from eventstream.exceptions import InvalidEventError
 from eventstream.models import EventKind
 from eventstream.positions import format_position, parse_position, quote_channel
-from eventstream.storage import LogEvent, OutboxRow
+from eventstream.rows import LogEvent, OutboxRow
+from eventstream.specs import RESERVED_TYPES, EventSpec, check_channel, make_event
 from eventstream.targets.base import Item
 from eventstream.targets.bus import event_topic, kick_topic
 from eventstream.targets.grip import channel_name, event_item, user_channel_name

@@ -1,0 +1,99 @@
+"""Dead letters: what a target refused for good, or an operator gave up for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+from eventstream.cursors import count_refused
+from eventstream.exceptions import CannotGiveUpError
+from eventstream.models import Cursor, DeadLetter, Event, EventKind
+from eventstream.rows import OutboxRow
+from eventstream.signals import event_dead_lettered
+from eventstream.storage import get_storage
+from eventstream.targets import get_targets
+
+logger = logging.getLogger(__name__)
+
+
+def write_letters(
+    using: str, partition: int, target: str, rows: Collection[OutboxRow], error: str
+) -> None:
+    """Make rows dead letters of a target."""
+    letters = [
+        DeadLetter(
+            event_id=row.id,
+            partition=partition,
+            position=row.position,
+            channel=row.channel,
+            eid=row.eid,
+            target=target,
+            error=error,
+        )
+        for row in rows
+    ]
+    DeadLetter.objects.using(using).bulk_create(letters, ignore_conflicts=True)
+    count_refused(using, partition, target, len(letters))
+    for event in Event.objects.using(using).filter(pk__in=[row.id for row in rows]):
+        event_dead_lettered.send_robust(
+            DeadLetter, using=using, target=target, event=event, error=error
+        )
+
+
+def without_given_up(
+    using: str, partition: int, target: str, rows: Sequence[OutboxRow]
+) -> list[OutboxRow]:
+    """Leave out what an operator has given up for this target before its turn."""
+    if not rows:
+        return []
+    letters = DeadLetter.objects.using(using).filter(
+        partition=partition,
+        position__gte=rows[0].position,
+        position__lte=rows[-1].position,
+        target=target,
+    )
+    given_up = set(letters.values_list("position", flat=True))
+    return [row for row in rows if row.position not in given_up]
+
+
+def give_up(using: str, target_name: str, event_id: int, reason: str) -> None:
+    """Make an event that waits a dead letter of a target, at an operator's request.
+
+    For an event that its target answers with an error that is not about the event, say a
+    500, and that holds up its partition for ever. The target's readers see the gap and
+    get the event from the log. One that is on its way right now may arrive all the same.
+
+    Args:
+        using: Database alias.
+        target_name: One of `get_targets()`.
+        event_id: The event's primary key.
+        reason: What the dead letter is to say.
+
+    Raises:
+        CannotGiveUpError: Says why the event is not one that waits for the target.
+    """
+    if target_name not in get_targets():
+        raise CannotGiveUpError(f"{target_name} is not in the settings.")
+    event = Event.objects.using(using).filter(pk=event_id).first()
+    if event is None:
+        raise CannotGiveUpError(f"Event {event_id} is not stored (any more).")
+    if event.kind == EventKind.KICK:
+        raise CannotGiveUpError(
+            f"{event.channel}: a withdrawn permission is never given up, or the user "
+            "would read on."
+        )
+    storage = get_storage()
+    partition = event.partition
+    if event.position is None:
+        storage.number_all(using, partition)
+    row = storage.read_row(using, event_id)
+    mark = (
+        Cursor.objects.using(using)
+        .filter(partition=partition, target=target_name)
+        .values_list("watermark", flat=True)
+        .first()
+    )
+    if row is None or (mark is not None and row.position <= mark):
+        raise CannotGiveUpError(f"{event} does not wait for {target_name} any more.")
+    logger.error("Gave up %s for %s: %s", event, target_name, reason)
+    write_letters(using, partition, target_name, [row], reason)

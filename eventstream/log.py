@@ -1,0 +1,258 @@
+"""Read the log: for the relay, for readers, for whoever counts."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Iterator
+
+from django.conf import settings
+from django.db import connections
+from django.db.models import Count, Max, Min, Q
+from django.db.models.functions import Now
+
+from eventstream import conf
+from eventstream.models import Channel, Cursor, Event, EventKind, Partition
+from eventstream.rows import ChannelLog, LogEvent, OutboxRow, join_users, partition_of
+
+_ROW_COLUMNS = OutboxRow._fields[:-1]
+
+
+class Log:
+    """What of the storage only reads."""
+
+    # --- partitions
+
+    def partitions(self, using: str) -> list[int]:
+        """Return every partition that may have work: the configured, and any older."""
+        known = Partition.objects.using(using).values_list("number", flat=True)
+        return sorted({*range(conf.get_options().partitions), *known})
+
+    def last_position(self, using: str, partition: int) -> int:
+        """Return the last position given in a partition, 0 if none ever was."""
+        rows = Partition.objects.using(using).filter(number=partition)
+        return rows.values_list("last_position", flat=True).first() or 0
+
+    def heads(self, using: str) -> dict[int, int]:
+        """Return the last position of each partition: has anything happened at all?"""
+        rows = Partition.objects.using(using).values_list("number", "last_position")
+        return dict(rows)
+
+    # --- the relay
+
+    def read_partition(
+        self, using: str, partition: int, *, after: int, limit: int
+    ) -> list[OutboxRow]:
+        """Return the numbered rows above a position, in order."""
+        rows = (
+            Event.objects.using(using)
+            .filter(partition=partition, position__gt=after)
+            .order_by("position")
+            .values_list(*_ROW_COLUMNS)
+        )
+        return self._mark(using, partition, [OutboxRow(*row) for row in rows[:limit]])
+
+    def read_newest(
+        self, using: str, partition: int, *, after: int, up_to: int
+    ) -> list[OutboxRow]:
+        """Return of a backlog the newest event of each channel, and every kick."""
+        rows = Event.objects.using(using).filter(
+            partition=partition, position__gt=after, position__lte=up_to
+        )
+        newest = rows.filter(kind=EventKind.EVENT).values("channel")
+        positions = newest.annotate(newest=Max("position")).values("newest")
+        wanted = rows.filter(Q(kind=EventKind.KICK) | Q(position__in=positions))
+        found = wanted.order_by("position").values_list(*_ROW_COLUMNS)
+        return self._mark(using, partition, [OutboxRow(*row) for row in found])
+
+    def _mark(
+        self, using: str, partition: int, rows: list[OutboxRow]
+    ) -> list[OutboxRow]:
+        """Say of each event who was kicked from its channel since the event before."""
+        if not rows:
+            return rows
+        kicks: dict[str, dict[str, int]] = {}
+        earlier = Event.objects.using(using).filter(
+            partition=partition, kind=EventKind.KICK, position__lt=rows[0].position
+        )
+        earlier = earlier.filter(channel__in={row.channel for row in rows})
+        for channel, user_id, position in earlier.order_by("position").values_list(
+            "channel", "data", "position"
+        ):
+            kicks.setdefault(channel, {})[user_id] = position or 0
+        marked = []
+        for row in rows:
+            if row.kind == EventKind.KICK:
+                kicks.setdefault(row.channel, {})[row.data] = row.position
+            elif row.channel in kicks:
+                before = Event.objects.using(using).filter(
+                    channel=row.channel, eid=(row.eid or 0) - 1
+                )
+                after = before.values_list("position", flat=True).first() or 0
+                users = kicks.pop(row.channel).items()
+                kicked = join_users(user for user, at in users if at > after)
+                row = row._replace(kicked=kicked)
+            marked.append(row)
+        return marked
+
+    def read_row(self, using: str, event_id: int) -> OutboxRow | None:
+        """Return the numbered row with this primary key; None if there is none."""
+        rows = Event.objects.using(using).filter(pk=event_id, position__isnull=False)
+        values = rows.values_list("partition", *_ROW_COLUMNS).first()
+        if values is None:
+            return None
+        return self._mark(using, values[0], [OutboxRow(*values[1:])])[0]
+
+    # --- readers
+
+    def current_ids(self, using: str, channels: Collection[str]) -> dict[str, int]:
+        """Return the last event id of each channel; of a new one, what its ids follow."""
+        rows = Channel.objects.using(using).filter(name__in=channels)
+        known = dict(rows.values_list("name", "last_eid"))
+        start = 0 if len(known) == len(channels) else self.start_eid(using)
+        return {name: known.get(name, start) for name in channels}
+
+    def start_eid(self, using: str) -> int:
+        """Return what the ids of a new channel follow: 0, unless readers were reset."""
+        starts = Partition.objects.using(using).aggregate(start=Max("start_eid"))
+        return starts["start"] or 0
+
+    def read_after(
+        self, using: str, channel: str, eid: int, *, limit: int
+    ) -> ChannelLog:
+        """Return what follows an event id in a channel.
+
+        The last id is read first: an event numbered in between is then simply more than
+        was asked for, and never looks like a gap.
+
+        Args:
+            using: Database alias.
+            channel: Its name.
+            eid: The last event id that the reader has.
+            limit: Most events to return.
+        """
+        last_eid = self.current_ids(using, [channel])[channel]
+        if eid == last_eid:
+            return ChannelLog([], last_eid, is_reset=False)
+        if not 0 <= eid < last_eid:
+            return ChannelLog([], last_eid, is_reset=True)
+        rows = (
+            Event.objects.using(using)
+            .filter(channel=channel, eid__gt=eid)
+            .order_by("eid")
+            .values_list(*LogEvent._fields)
+        )
+        events = [LogEvent(*row) for row in rows[:limit]]
+        if not events or events[0].eid != eid + 1:  # below the floor
+            return ChannelLog([], last_eid, is_reset=True)
+        return ChannelLog(events, max(last_eid, events[-1].eid), is_reset=False)
+
+    def floor(self, using: str, channel: str) -> int:
+        """Return the largest event id pruned from a channel."""
+        last_eid = self.current_ids(using, [channel])[channel]
+        stored = Event.objects.using(using).filter(channel=channel, eid__isnull=False)
+        smallest: int | None = stored.aggregate(eid=Min("eid"))["eid"]
+        return last_eid if smallest is None else smallest - 1
+
+    def has_channel(self, using: str, channel: str) -> bool:
+        """Say whether the channel has, or had, an event in this database."""
+        return (
+            Channel.objects.using(using).filter(name=channel).exists()
+            or Event.objects.using(using)
+            .filter(channel=channel, partition=partition_of(channel))
+            .filter(position__isnull=True)
+            .exists()
+        )
+
+    def kicks_after(
+        self, using: str, positions: dict[int, int]
+    ) -> list[tuple[int, int, str, str]]:
+        """Return (partition, position, channel, user id) of kicks above the positions."""
+        found = []
+        for where in _above(positions):
+            rows = Event.objects.using(using).filter(where, kind=EventKind.KICK)
+            kicks = rows.values_list("partition", "position", "channel", "data")
+            found += [
+                (p, position or 0, name, user) for p, position, name, user in kicks
+            ]
+        return sorted(found)
+
+    # --- what waits
+
+    def unnumbered_partitions(self, using: str, *, older_than: float = 0) -> list[int]:
+        """Return the partitions that have committed events without a number.
+
+        Args:
+            using: Database alias.
+            older_than: Seconds since they were written.
+        """
+        rows = Event.objects.using(using).filter(position__isnull=True)
+        if older_than:
+            rows = rows.filter(
+                created__lte=Now() - datetime.timedelta(seconds=older_than)
+            )
+        return sorted(set(rows.values_list("partition", flat=True).distinct()))
+
+    def count_unnumbered(self, using: str) -> dict[int, tuple[int, datetime.datetime]]:
+        """Return how many events of a partition have no number, and when the first came.
+
+        Reads the partial index alone: nothing, if all are numbered.
+        """
+        rows = Event.objects.using(using).filter(position__isnull=True)
+        groups = rows.order_by().values("partition")
+        found = {
+            partition: (count, first)
+            for partition, count, first in groups.annotate(
+                count=Count("pk"), first=Min("pk")
+            ).values_list("partition", "count", "first")
+        }
+        firsts = [first for _, first in found.values()]
+        created = dict(
+            Event.objects.using(using)
+            .filter(pk__in=firsts)
+            .values_list("pk", "created")
+        )
+        return {
+            partition: (count, created[first])
+            for partition, (count, first) in found.items()
+            if first in created
+        }
+
+    def count_undelivered(self, using: str, targets: Collection[str]) -> int:
+        """Return how many events wait: unnumbered, or above some target's watermark."""
+        rows = Event.objects.using(using)
+        count = rows.filter(position__isnull=True).count()
+        heads = self.heads(using)
+        cursors = Cursor.objects.using(using).filter(target__in=list(targets))
+        marks = cursors.values("partition").annotate(mark=Min("watermark"))
+        behind = {
+            partition: mark
+            for partition, mark in marks.values_list("partition", "mark")
+            if mark < heads.get(partition, 0)
+        }
+        return count + sum(rows.filter(where).count() for where in _above(behind))
+
+
+def _above(positions: dict[int, int]) -> Iterator[Q]:
+    """Yield conditions that together say: above its partition's position.
+
+    Several, as SQLite takes no expression with a thousand ORs.
+    """
+    pairs = sorted(positions.items())
+    for first in range(0, len(pairs), 200):
+        where = Q()
+        for partition, position in pairs[first : first + 200]:
+            where |= Q(partition=partition, position__gt=position)
+        yield where
+
+
+def database_now(using: str) -> datetime.datetime:
+    """Return the database's clock, by which leases and ages are told."""
+    connection = connections[using]
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            cursor.execute("SELECT STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')", [])
+            now = datetime.datetime.fromisoformat(cursor.fetchone()[0])
+            return now.replace(tzinfo=datetime.UTC) if settings.USE_TZ else now
+        cursor.execute("SELECT statement_timestamp()")
+        instant: datetime.datetime = cursor.fetchone()[0]
+        return instant

@@ -1,0 +1,256 @@
+"""Number late: give ids to committed events. The only writer of positions and ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from django.db import connections, transaction
+from django.db.models import F
+
+from eventstream import conf
+from eventstream.log import Log, database_now
+from eventstream.models import Channel, DeadLetter, Event, Partition
+from eventstream.rows import LogEntry, partition_of
+from eventstream.signals import events_numbered
+
+MAX_BATCH = 10_000
+RESET_STEP = 1_000_000_000
+"""By how much ids move at least where the clock has gone back."""
+
+# One statement, so that a batch costs one round trip: channels of the batch get their ids
+# by one upsert, events their place by window functions. A kick counts as a position only.
+_NUMBER_POSTGRESQL = """
+WITH batch AS (
+  SELECT id, channel, kind FROM {event}
+  WHERE partition = %(partition)s AND position IS NULL ORDER BY id LIMIT %(limit)s
+), grouped AS (
+  SELECT channel, count(*) FILTER (WHERE kind = 0) AS event_count
+  FROM batch GROUP BY channel
+), upserted AS (
+  INSERT INTO {channel} AS c (name, partition, last_eid)
+  SELECT channel, %(partition)s, event_count + %(start)s
+  FROM grouped WHERE event_count > 0
+  ON CONFLICT (name) DO UPDATE
+  SET last_eid = c.last_eid + excluded.last_eid - %(start)s
+  RETURNING name, last_eid
+), numbered AS (
+  SELECT b.id, row_number() OVER (ORDER BY b.id) AS place,
+    CASE WHEN b.kind = 0 THEN u.last_eid - g.event_count
+      + count(*) FILTER (WHERE b.kind = 0) OVER (PARTITION BY b.channel ORDER BY b.id)
+    END AS eid
+  FROM batch b JOIN grouped g ON g.channel = b.channel
+  LEFT JOIN upserted u ON u.name = b.channel
+), moved AS (
+  UPDATE {event} e SET position = %(base)s + n.place, eid = n.eid
+  FROM numbered n WHERE e.id = n.id RETURNING 1
+), headed AS (
+  UPDATE {partition} SET last_position = %(base)s + (SELECT count(*) FROM batch)
+  WHERE number = %(partition)s
+)
+SELECT count(*) FROM moved
+"""
+
+# SQLite takes no INSERT inside WITH: the same in two statements, under its one writer.
+_UPSERT_SQLITE = """
+INSERT INTO {channel} (name, partition, last_eid)
+SELECT channel, %(partition)s, count(*) + %(start)s FROM (
+  SELECT channel, kind FROM {event}
+  WHERE partition = %(partition)s AND position IS NULL ORDER BY id LIMIT %(limit)s
+) WHERE kind = 0 GROUP BY channel
+ON CONFLICT (name) DO UPDATE
+SET last_eid = last_eid + excluded.last_eid - %(start)s
+"""
+
+_NUMBER_SQLITE = """
+WITH batch AS (
+  SELECT id, channel, kind FROM {event}
+  WHERE partition = %(partition)s AND position IS NULL ORDER BY id LIMIT %(limit)s
+), numbered AS (
+  SELECT b.id, row_number() OVER (ORDER BY b.id) AS place,
+    CASE WHEN b.kind = 0 THEN c.last_eid
+      - count(*) FILTER (WHERE b.kind = 0) OVER (PARTITION BY b.channel)
+      + count(*) FILTER (WHERE b.kind = 0) OVER (PARTITION BY b.channel ORDER BY b.id)
+    END AS eid
+  FROM batch b LEFT JOIN {channel} c ON c.name = b.channel
+)
+UPDATE {event} SET position = %(base)s + n.place, eid = n.eid
+FROM numbered n WHERE {event}.id = n.id
+"""
+
+
+class Numbering(Log):
+    """What of the storage gives ids and positions, under the partition's row lock."""
+
+    def number_batch(self, using: str, partition: int, *, limit: int) -> int:
+        """Give ids and positions to committed events that have none.
+
+        Runs in one transaction under the partition's row lock, which no sender ever
+        takes. Events are numbered in primary-key order; concurrent senders may be
+        interleaved, one sender's are not. Once this returns, the ids are durable and
+        never change: publish only after it. Source: docs/decisions, "Number late".
+
+        Args:
+            using: Database alias.
+            partition: Its number.
+            limit: Most events to number, 1 to 10,000. Bounds the transaction.
+
+        Returns:
+            How many rows were numbered; fewer than the limit means none is left.
+
+        Raises:
+            ValueError: The limit is out of range.
+        """
+        if not 1 <= limit <= MAX_BATCH:
+            raise ValueError(f"limit must be 1 to {MAX_BATCH}, not {limit}")
+        unnumbered = Event.objects.using(using).filter(
+            partition=partition, position__isnull=True
+        )
+        if not unnumbered.exists():  # the usual answer, and it takes no lock
+            return 0
+        with transaction.atomic(using=using):
+            count = self._number(using, partition, limit)
+        if count:
+            events_numbered.send_robust(
+                type(self), using=using, partition=partition, event_count=count
+            )
+        return count
+
+    def _number(self, using: str, partition: int, limit: int) -> int:
+        connection = connections[using]
+        quoted = connection.ops.quote_name
+        names = {
+            "event": quoted(Event._meta.db_table),
+            "channel": quoted(Channel._meta.db_table),
+            "partition": quoted(Partition._meta.db_table),
+        }
+        rows = Partition.objects.using(using).filter(number=partition)
+        if connection.vendor == "sqlite":
+            # Takes the write lock also where transactions are not IMMEDIATE.
+            rows.update(number=partition)
+            lock = rows
+        else:
+            lock = rows.select_for_update(no_key=True)
+        found = lock.values_list("last_position", "start_eid").first()
+        if found is None:
+            Partition.objects.using(using).bulk_create(
+                [Partition(number=partition, start_eid=self.start_eid(using))],
+                ignore_conflicts=True,
+            )
+            found = lock.values_list("last_position", "start_eid").get()
+        base, start = found
+        values = {"partition": partition, "limit": limit, "base": base, "start": start}
+        with connection.cursor() as cursor:
+            if connection.vendor == "sqlite":
+                cursor.execute(_UPSERT_SQLITE.format(**names), values)
+                cursor.execute(_NUMBER_SQLITE.format(**names), values)
+                # Not rowcount: sqlite3 gives -1 for a statement that begins with WITH.
+                cursor.execute("SELECT changes()")
+            else:
+                cursor.execute(_NUMBER_POSTGRESQL.format(**names), values)
+            count = int(cursor.fetchone()[0])
+        if connection.vendor == "sqlite":
+            rows.update(last_position=base + count)
+        return count
+
+    def number_all(self, using: str, partition: int) -> int:
+        """Number batch after batch until none is left; return how many."""
+        limit = conf.get_options().batch_size
+        total = 0
+        while True:
+            count = self.number_batch(using, partition, limit=limit)
+            total += count
+            if count < limit:
+                return total
+
+    def reset_readers(self, using: str) -> int:
+        """Make every position that any client holds one that is not in the log.
+
+        For a database that was restored from a backup: ids that were given after it would
+        be given again, to other events, and a client that holds one would go on from
+        there and miss what is now below it. All ids, of stored events and of channels to
+        come, move up to where none has ever been. In one transaction, under the
+        numbering locks.
+
+        Returns:
+            How many channels there are.
+        """
+        for partition in self.partitions(using):
+            Partition.objects.using(using).get_or_create(number=partition)
+        microseconds = int(database_now(using).timestamp() * 1_000_000)
+        with transaction.atomic(using=using):
+            rows = Partition.objects.using(using).order_by("number")
+            if connections[using].vendor == "sqlite":
+                rows.update(last_position=F("last_position"))  # the write lock
+            else:
+                list(rows.select_for_update(no_key=True))
+            before = self.start_eid(using)
+            # By the clock: an earlier reset may be missing in the backup. JavaScript
+            # has exact numbers for these until the year 2255.
+            start = max(microseconds, before + RESET_STEP)
+            rows.update(start_eid=start)
+            for model in (Event, DeadLetter):
+                with_id = model._default_manager.using(using).exclude(eid=None)
+                with_id.update(eid=F("eid") + (start - before))
+            channels = Channel.objects.using(using)
+            return channels.update(last_eid=F("last_eid") + (start - before))
+
+    def adopt(
+        self, using: str, channel: str, *, after: int, entries: Sequence[LogEntry]
+    ) -> tuple[int, int] | None:
+        """Append events of another log that have ids, consecutive above one of a channel.
+
+        One transaction under the numbering lock. Stored events that `after` does not follow
+        are deleted: a hole in the ids could not be told from a loss.
+
+        Args:
+            using: Database alias.
+            channel: Its name.
+            after: The id before the first entry; without entries the channel's last.
+            entries: The events, in order.
+
+        Returns:
+            The partition's last position before and after; None if nothing was done.
+        """
+        partition = partition_of(channel)
+        Partition.objects.using(using).get_or_create(
+            number=partition, defaults={"start_eid": self.start_eid(using)}
+        )
+        with transaction.atomic(using=using):
+            rows = Partition.objects.using(using).filter(number=partition)
+            if connections[using].vendor == "sqlite":
+                rows.update(number=partition)  # the write lock
+                base = rows.values_list("last_position", flat=True).get()
+            else:
+                lock = rows.select_for_update(no_key=True)
+                base = lock.values_list("last_position", flat=True).get()
+            known = Channel.objects.using(using).filter(name=channel)
+            last_eid = known.values_list("last_eid", flat=True).first() or 0
+            if last_eid > after or (last_eid == after and not entries):
+                return None  # another run, or a relay, was here in between
+            if last_eid < after:
+                Event.objects.using(using).filter(
+                    channel=channel, eid__isnull=False
+                )._raw_delete(using)
+            events = [
+                Event(
+                    partition=partition,
+                    channel=channel,
+                    position=base + place,
+                    eid=entry.eid,
+                    type=entry.type,
+                    data=entry.data,
+                    created=entry.created,
+                )
+                for place, entry in enumerate(entries, 1)
+            ]
+            Event.objects.using(using).bulk_create(events, batch_size=1000)
+            Channel.objects.using(using).update_or_create(
+                name=channel,
+                defaults={
+                    "partition": partition,
+                    "last_eid": entries[-1].eid if entries else after,
+                },
+            )
+            head = base + len(entries)
+            rows.update(last_position=head)
+            return base, head

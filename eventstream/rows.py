@@ -1,0 +1,89 @@
+"""What the log is made of, as it is handed around: rows, pages, names. No I/O."""
+
+from __future__ import annotations
+
+import datetime
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from eventstream import conf
+
+
+class OutboxRow(NamedTuple):
+    """A numbered row, as a target needs it. `eid` is None for kicks and best-effort.
+
+    `kicked`: users, as in `skip_users`, whose permission for the channel was withdrawn since
+    its event before. A stream of theirs that nobody knew of then must not get this one.
+    """
+
+    id: int
+    position: int
+    kind: int
+    channel: str
+    eid: int | None
+    type: str
+    data: str
+    skip_users: str
+    kicked: str = ""
+
+    def __repr__(self) -> str:
+        """Return what logs and error pages may show: not the data."""
+        return f"<OutboxRow {self.channel}:{self.eid}>"
+
+
+class LogEvent(NamedTuple):
+    """An event of one channel, as a reader needs it."""
+
+    eid: int
+    type: str
+    data: str
+    skip_users: str
+
+    def __repr__(self) -> str:
+        """Return what logs and error pages may show: not the data."""
+        return f"<LogEvent {self.eid}>"
+
+
+class LogEntry(NamedTuple):
+    """An event of another log, with the id that it has there."""
+
+    eid: int
+    type: str
+    data: str
+    created: datetime.datetime
+
+
+class ChannelLog(NamedTuple):
+    """A page of a channel's log.
+
+    Attributes:
+        events: Those that follow the position asked for, consecutive.
+        last_eid: The last id of the channel; 0 if it never had an event.
+        is_reset: The position asked for is not in the log any more, or never was.
+    """
+
+    events: list[LogEvent]
+    last_eid: int
+    is_reset: bool
+
+
+def partition_of(channel: str) -> int:
+    """Return the partition of a channel: the same in every process and release."""
+    return zlib.crc32(channel.encode()) % conf.get_options().partitions
+
+
+def join_users(users: Iterable[object]) -> str:
+    """Return user ids as `skip_users` stores them: ",1,2,", or "" for none."""
+    ids = sorted({str(user) for user in users})
+    return f",{','.join(ids)}," if ids else ""
+
+
+def split_users(text: str) -> list[str]:
+    """Return the ids that join_users has joined."""
+    return text.strip(",").split(",") if text else []
+
+
+def is_skipped(skip_users: str, user_id: str) -> bool:
+    """Say whether the event is not for this user. "" is the anonymous user."""
+    return bool(skip_users and user_id) and f",{user_id}," in skip_users
