@@ -10,17 +10,17 @@ import os
 from django.conf import settings
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
-from django.core.handlers.asgi import ASGIHandler
+
+from eventstream.asgi import Application, hold_streams
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deploy.settings")
 
 
-def _make_application() -> ASGIHandler:
+def _make_application() -> Application:
     application = get_asgi_application()
     if getattr(settings, "SERVE_STATIC", False):
-        handler: ASGIHandler = ASGIStaticFilesHandler(application)
-        return handler
-    return application
+        return hold_streams(ASGIStaticFilesHandler(application))
+    return hold_streams(application)
 
 
 application = _make_application()

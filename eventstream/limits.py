@@ -138,11 +138,14 @@ class Slot:
     """
 
     def __init__(self, counts: StreamCounts, names: tuple[str, ...]) -> None:
-        self._finalizer = weakref.finalize(self, counts.give_back, names)
-        self._finalizer.atexit = False
+        self._finalizer: weakref.finalize[..., Slot] | None = None
+        if names:  # else there is nothing to give back, as where nothing is limited
+            self._finalizer = weakref.finalize(self, counts.give_back, names)
+            self._finalizer.atexit = False
 
     def release(self) -> None:
-        self._finalizer()
+        if self._finalizer is not None:
+            self._finalizer()
 
 
 class StreamCounts:

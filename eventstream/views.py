@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
@@ -20,6 +21,7 @@ from django.http import (
 from django.views.decorators.debug import sensitive_variables
 
 from eventstream import hold, sse
+from eventstream.asgi import hand_over
 from eventstream.cors import allow_origin
 from eventstream.exceptions import (
     BadRequestError,
@@ -32,6 +34,7 @@ from eventstream.exceptions import (
     TooManyStreamsError,
 )
 from eventstream.hub import get_hub
+from eventstream.hub.writing import write_stream
 from eventstream.limits import Slot, count_open, count_open_of_user, take_slot
 from eventstream.reading import Reader, read_link, read_request
 
@@ -88,8 +91,14 @@ def _open(request: HttpRequest, view_kwargs: dict[str, Any]) -> HttpResponseBase
     if hold.is_proxied(request):
         return hold.open_stream(request, reader)
     if isinstance(request, ASGIRequest):
-        stream = _stream(reader, take_slot(request, reader.user_id))
-        return StreamingHttpResponse(stream, content_type=hold.CONTENT_TYPE)
+        slot = take_slot(request, reader.user_id)
+        response = hand_over(request, partial(write_stream, reader, slot))
+        if response is not None:
+            response["Content-Type"] = hold.CONTENT_TYPE
+            return response
+        return StreamingHttpResponse(
+            _stream(reader, slot), content_type=hold.CONTENT_TYPE
+        )
     return HttpResponse(UNSUPPORTED + "\n", status=501, content_type="text/plain")
 
 

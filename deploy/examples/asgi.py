@@ -7,6 +7,8 @@ import os
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
 
+from eventstream.asgi import hold_streams
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deploy.examples.settings")
 
-application = ASGIStaticFilesHandler(get_asgi_application())
+application = hold_streams(ASGIStaticFilesHandler(get_asgi_application()))

@@ -19,6 +19,7 @@ first event after a kick names the kicked. So none that follows a kick is ever s
     permissions           withdrawn ones, and those asked again
     beginnings, streams   initial states, and how one stream goes
     switchboard           the hub, of all these
+    writing               a stream in an ASGI server's task
 """
 
 from eventstream.hub.switchboard import Hub, get_hub

@@ -50,7 +50,7 @@ class Beginnings:
         for state, (place, body) in zip(states, found, strict=True):
             if body:
                 subscriber.places[state.name] = place
-                subscriber.unbegun.add(state.name)
+                subscriber.unbegun |= {state.name}
                 beginnings[state.name] = body
         return beginnings
 
@@ -80,7 +80,7 @@ def encode_beginnings(subscriber: Subscriber, beginnings: dict[str, str]) -> str
         body = beginnings.get(state.name)
         if body is None:
             continue
-        subscriber.unbegun.discard(state.name)
+        subscriber.unbegun -= {state.name}
         # Where there is no log the position does not move: with its id again, a
         # client would take the state for an event that it has had.
         event_id = subscriber.event_id() if state.is_reliable else ""

@@ -13,29 +13,56 @@ from eventstream.rows import is_skipped
 
 
 class Subscriber:
-    """One open stream: a position in each channel, and a way to be woken."""
+    """One open stream: a position in each channel, and a way to be woken.
+
+    As small as can be: of what a process holds there is most of these.
+    """
+
+    __slots__ = (
+        "_is_woken",
+        "_waiter",
+        "check_count",
+        "error",
+        "is_begun",
+        "is_due",
+        "is_leaving",
+        "is_live",
+        "is_over",
+        "is_sample",
+        "places",
+        "reader",
+        "states",
+        "unbegun",
+        "written_at",
+    )
 
     def __init__(self, reader: Reader, states: list[ChannelState]) -> None:
         self.reader = reader
         self.states = states
         self.places: dict[str, int] = {}
-        self.unbegun: set[str] = set()  # channels whose initial state is yet to be sent
+        # Channels whose initial state is yet to be sent.
+        self.unbegun: frozenset[str] = frozenset()
         self.error = ""
         self.check_count = 0
         self.written_at = time.monotonic()
+        self.is_begun = False
         self.is_due = False
         self.is_leaving = False
         self.is_live = False
         self.is_sample = False
         self.is_over = False
-        self._event = asyncio.Event()
+        self._is_woken = False
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def is_open(self) -> bool:
         return any(self in state.subscribers for state in self.states)
 
     def wake(self) -> None:
-        self._event.set()
+        """Have the stream look what there is to write."""
+        self._is_woken = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def leave(self) -> None:
         """End the stream after what is being written; the client comes back elsewhere."""
@@ -43,8 +70,14 @@ class Subscriber:
         self.wake()
 
     async def wait(self) -> None:
-        await self._event.wait()
-        self._event.clear()
+        """Wait until it is woken, or has been since it last waited."""
+        if not self._is_woken:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._is_woken = False
 
     async def wait_until_checked(self) -> None:
         """Wait while it is being asked whether the user may read on."""

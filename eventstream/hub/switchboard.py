@@ -60,6 +60,15 @@ class Hub:
 
     async def stream(self, reader: Reader) -> AsyncIterator[bytes]:
         """Yield a stream's bytes, for as long as the client stays."""
+        subscriber = self.enter(reader)
+        try:
+            while not subscriber.is_over:
+                yield await self.advance(subscriber)
+        finally:
+            self.leave(subscriber)
+
+    def enter(self, reader: Reader) -> Subscriber:
+        """Take in a stream. It must leave."""
         self._start()
         reliable = reader.reliable
         states = [
@@ -71,19 +80,30 @@ class Hub:
             state.subscribers.add(subscriber)
         if self._is_ending:
             subscriber.leave()
+        return subscriber
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Forget a stream."""
+        for state in subscriber.states:
+            state.subscribers.discard(subscriber)
+            state.idle_since = time.monotonic()
+
+    def advance(self, subscriber: Subscriber) -> Coroutine[Any, Any, bytes]:
+        """Wait for a stream's next bytes: see `Streams.advance`. The first open it."""
+        if subscriber.is_begun:
+            return self._streams.advance(subscriber)
+        return self._begin(subscriber)
+
+    async def _begin(self, subscriber: Subscriber) -> bytes:
+        subscriber.is_begun = True
         try:
             await self._look_first()
-            await asyncio.gather(*[self.channels.join(state) for state in states])
+            await asyncio.gather(*map(self.channels.join, subscriber.states))
             self._permissions.begin(subscriber)
-            yield (await self._streams.open(subscriber)).encode()
-            while not subscriber.is_over:
-                yield await self._streams.advance(subscriber)
+            return (await self._streams.open(subscriber)).encode()
         except InitialStateError:
-            return  # it is logged; the client comes back
-        finally:
-            for state in states:
-                state.subscribers.discard(subscriber)
-                state.idle_since = time.monotonic()
+            subscriber.is_over = True  # it is logged; the client comes back
+            return b""
 
     async def _look_first(self) -> None:
         """Wait until the hub knows how far the log is: later kicks are those above it."""

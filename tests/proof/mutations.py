@@ -212,7 +212,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a stream opens with the position that its state is yet to lead to", "eventstream/hub/beginnings.py",
-        "                subscriber.unbegun.add(state.name)\n", "",
+        "                subscriber.unbegun |= {state.name}\n", "",
         STATES,
     ),
     Mutation(

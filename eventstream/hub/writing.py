@@ -1,0 +1,54 @@
+"""A stream, written to an ASGI server from within its own task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from eventstream.hub.switchboard import get_hub
+
+if TYPE_CHECKING:
+    from eventstream.asgi import Receive, Send
+    from eventstream.limits import Slot
+    from eventstream.reading import Reader
+
+
+async def write_stream(
+    reader: Reader, slot: Slot, receive: Receive, send: Send
+) -> None:
+    """Write a stream until it ends or the client is gone; its head has been sent."""
+    hub = get_hub()
+    subscriber = hub.enter(reader)
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  a coroutine runs in one
+    gone = asyncio.create_task(_cancel_when_gone(receive, task))
+    try:
+        while not subscriber.is_over:
+            # Not by a name: what was written last would be kept until there is more.
+            await send(
+                {
+                    "type": "http.response.body",
+                    "body": await hub.advance(subscriber),
+                    "more_body": True,
+                }
+            )
+        await send({"type": "http.response.body", "body": b""})
+    except asyncio.CancelledError:
+        # That the client is gone ends the stream, and nothing else.
+        if not gone.done() or gone.cancelled() or task.uncancel():
+            raise
+    except OSError:
+        pass  # what a server may say of a write to a client that is gone
+    finally:
+        hub.leave(subscriber)
+        slot.release()
+        gone.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await gone
+
+
+async def _cancel_when_gone(receive: Receive, task: asyncio.Task[Any]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    task.cancel()
