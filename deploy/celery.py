@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from celery import Celery
@@ -15,5 +16,9 @@ app.autodiscover_tasks()
 
 
 @setup_logging.connect
-def _keep_django_logging(**_: object) -> None:
-    """Leave logging as LOGGING says: a receiver here keeps Celery from replacing it."""
+def _keep_django_logging(loglevel: int, **_: object) -> None:
+    """Leave logging as LOGGING says: a receiver here keeps Celery from replacing it.
+
+    What `-l` says is then about Celery's own lines.
+    """
+    logging.getLogger("celery").setLevel(loglevel)

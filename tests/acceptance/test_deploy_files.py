@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.processes import ROOT, Process, free_port, is_listening
+from tests.support.processes import ROOT, Process, free_port, is_listening, python
 from tests.support.sse import Stream, numbers
 from tests.support.stack import Stack, running
+from tests.support.valkey import Valkey
 
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
@@ -92,6 +93,36 @@ def test_compose_services_wait_for_the_healthy() -> None:
     }
     assert used == named
     assert services["beat"]["deploy"]["replicas"] == 1
+
+
+@pytest.mark.parametrize("name", ["web", "worker", "beat", "pushpin"])
+def test_what_ends_by_itself_is_started_again(
+    name: str, manifests: list[dict[str, Any]]
+) -> None:
+    """beat ends when its database goes at the wrong moment, a worker when its broker does."""
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    unit = (DEPLOY / f"systemd/eventstream-{name}.service").read_text().splitlines()
+    kind = "StatefulSet" if name == "pushpin" else "Deployment"
+    pod = of(manifests, kind)[name]["spec"]["template"]["spec"]
+
+    assert services[name]["restart"] == "unless-stopped"
+    assert "Restart=always" in unit
+    assert "StartLimitIntervalSec=0" in unit  # for ever, not five times
+    assert pod.get("restartPolicy", "Always") == "Always"
+
+
+def test_worker_says_what_it_is_asked_to_say(tmp_path: Path) -> None:
+    env = {
+        "DJANGO_SETTINGS_MODULE": "deploy.settings",
+        "DEBUG": "1",
+        "DATABASE_URL": f"sqlite:///{tmp_path}/db.sqlite3",
+    }
+    argv = ["-m", "celery", "-A", "deploy", "worker", "-P", "solo", "-l", "INFO"]
+    with (
+        Valkey() as valkey,
+        python(*argv, env={**env, "REDIS_URL": valkey.url}) as worker,
+    ):
+        worker.wait_until(lambda: "ready." in worker.output(), "it says so")
 
 
 # --- Kubernetes
