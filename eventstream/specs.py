@@ -21,9 +21,9 @@ from eventstream.exceptions import (
 from eventstream.models import Event
 from eventstream.rows import join_users, partition_of
 
-RESERVED_TYPES = frozenset(
-    {"stream-open", "stream-reset", "stream-error", "keep-alive"}
-)
+# The whole prefix: stream-open, stream-reset and stream-error are sent, stream-status is
+# made by the browser client, and others may come.
+_RESERVED_PREFIX = "stream-"
 
 _Call = TypeVar("_Call", bound=Callable[..., object])
 
@@ -75,6 +75,11 @@ def _check_name(
     return value
 
 
+def is_reserved_type(event_type: str) -> bool:
+    """Say whether clients would take it for the protocol's own."""
+    return event_type.startswith(_RESERVED_PREFIX) or event_type == "keep-alive"
+
+
 def make_event(spec: EventSpec) -> Event:
     """Return the event, checked and encoded, not saved.
 
@@ -88,8 +93,11 @@ def make_event(spec: EventSpec) -> Event:
         conf.MAX_EVENT_TYPE_LENGTH,
         InvalidEventTypeError,
     )
-    if event_type in RESERVED_TYPES:
-        raise InvalidEventTypeError(f"event_type {event_type!r} is the protocol's own")
+    if is_reserved_type(event_type):
+        raise InvalidEventTypeError(
+            f"event_type {event_type!r} is the protocol's own, as is every other that "
+            "begins with 'stream-', and 'keep-alive'; choose another name"
+        )
     key = spec.idempotency_key
     if key is not None:
         _check_name(key, "idempotency_key", 255, InvalidEventError)

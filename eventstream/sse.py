@@ -13,7 +13,8 @@ _LINE_END = re.compile("\r\n|\r|\n")
 _FIELD_BREAKERS = re.compile("[\r\n\0]")
 
 KEEP_ALIVE = "event: keep-alive\ndata:\n\n"
-FAREWELL = ": this server stops, come back\n\n"
+# Comments without a blank line after them: some clients dispatch an empty event for each.
+FAREWELL = ": this server stops, come back\n"
 ERROR_ID = "error"
 """The id of a stream-error: a client that sends it back may not resume."""
 
@@ -92,7 +93,7 @@ def encode_preamble(
         head: The position of the newest events; "" where nothing is stored.
         keep_alive: Seconds of silence after which the stream gets a keep-alive.
     """
-    comment = f":{' ' * padding}\n\n" if padding else ""
+    comment = f":{' ' * padding}\n" if padding else ""
     retry_line = "" if retry is None else f"retry: {retry}\n"
     data = json.dumps({"head": head, "keep_alive": keep_alive})
     return f"{comment}{retry_line}{encode_event('stream-open', data, event_id or None)}"

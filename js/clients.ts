@@ -20,12 +20,20 @@ function print({ type, data, lastEventId }: Dispatched): void {
 function listen(source: object): void {
   const target = source as EventTarget & { close(): void };
   target.addEventListener("message", (event) => print(event as never));
+  target.addEventListener("error", (event) => {
+    const { message } = event as { message?: string };
+    console.log("error:", message ?? "", (target as { readyState?: number }).readyState);
+  });
   target.addEventListener("stream-error", (event) => {
     print(event as never);
     target.close();
     process.exit();
   });
 }
+
+// eventsource and eventsource-client wait for the next attempt by a timer that does not keep
+// Node.js running (`unref`): a process that does nothing else ends where it should come back.
+setInterval(() => undefined, 60_000);
 
 if (name === "eventstream") {
   const { EventStream } = await import("./src/eventstream.ts");
@@ -42,12 +50,12 @@ if (name === "eventstream") {
   }
 } else if (name === "eventsource-client") {
   const { createEventSource } = await import("eventsource-client");
-  const source = createEventSource({
+  createEventSource({
     url,
     onMessage: ({ event, data, id }) => {
       const type = event ?? "message";
       print({ type, data, lastEventId: id ?? "" });
-      if (type === "stream-error") source.close();
+      if (type === "stream-error") process.exit();
     },
   });
 } else {
@@ -55,13 +63,10 @@ if (name === "eventstream") {
   const document = { hidden: false, addEventListener: () => 0, removeEventListener: () => 0 };
   Object.assign(globalThis, { window: globalThis, document });
   const { fetchEventSource } = await import("@microsoft/fetch-event-source");
-  const abort = new AbortController();
   await fetchEventSource(url, {
-    signal: abort.signal,
     onmessage: ({ event, data, id }) => {
-      if (!event && !data) return; // it dispatches for the padding's blank line, too
       print({ type: event || "message", data, lastEventId: id });
-      if (event === "stream-error") abort.abort();
+      if (event === "stream-error") process.exit();
     },
     onclose: () => {
       throw new Error("come back"); // it takes the end of an answer for the end of all

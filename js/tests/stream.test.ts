@@ -425,6 +425,34 @@ test("by an EventSource: the same, but for what it cannot see", async (t) => {
   assert.equal(server.requests[0]!.query.get("token"), "secret");
 });
 
+test("by an EventSource: a token that has expired ends the stream, and the next has its position", async (t) => {
+  const data = '{"condition": "token-expired", "text": "It is over."}';
+  // As the view has it: status 200, and no id, so that the position is kept.
+  const expired = `event: stream-error\ndata: ${data}\n\n`;
+  const server = await Server.start(t, (response, { query }) => {
+    const isOld = query.get("token") === "old";
+    if (isOld && query.get("lastEventId") === "c:1") open(response, expired), response.end();
+    else open(response, event(isOld ? 1 : 2));
+  });
+  const options = { eventSourceClass: EventSource as never };
+  const first = new Recorder(t, server.url, { ...options, token: "old" });
+  const errors: string[] = [];
+  first.stream.addEventListener("stream-error", ({ condition }) => errors.push(condition));
+  await until(() => first.data.length, "the first event");
+  server.cut();
+  await until(() => first.stream.status === "denied", "the refusal", 12_000);
+  const count = server.requests.length;
+  await sleep(200);
+
+  assert.equal(server.requests.length, count);
+  assert.deepEqual(errors, ["token-expired"]);
+  const { lastEventId } = first.stream;
+  const second = new Recorder(t, server.url, { ...options, token: "new", lastEventId });
+  await until(() => second.data.length, "the event after it");
+  assert.equal(server.requests.at(-1)!.query.get("lastEventId"), "c:1");
+  assert.deepEqual(second.ids, ["c:2"]);
+});
+
 const WRONG: [object, RegExp][] = [
   [{ transport: "websocket" }, /transport: "fetch" or "eventsource", not "websocket"/],
   [{ transport: "fetch", eventSourceClass: EventSource }, /eventSourceClass/],

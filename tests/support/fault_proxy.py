@@ -109,6 +109,7 @@ class FaultProxy:
         self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+        self._loop.close()
 
     async def _end(self) -> None:
         self._server.close()

@@ -37,6 +37,7 @@ class Strange:
         (("a", "", 1), InvalidEventTypeError, "event_type must not be empty"),
         (("a", "x\ry", 1), InvalidEventTypeError, "event_type"),
         (("a", "stream-reset", 1), InvalidEventTypeError, "is the protocol's own"),
+        (("a", "stream-status", 1), InvalidEventTypeError, "begins with 'stream-'"),
         (("a", "message", Strange()), InvalidDataError, "cannot be encoded: .*Strange"),
         (("a", "message", float("nan")), InvalidDataError, "cannot be encoded"),
         (("a", "message", {1j: 2}), InvalidDataError, "cannot be encoded"),

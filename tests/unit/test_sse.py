@@ -60,7 +60,7 @@ def test_preamble_pads_sets_retry_and_opens_at_the_position() -> None:
     text = sse.encode_preamble(4, 2000, "orders:3", head="orders:9", keep_alive=20)
 
     assert text == (
-        ":    \n\nretry: 2000\nid: orders:3\nevent: stream-open\n"
+        ":    \nretry: 2000\nid: orders:3\nevent: stream-open\n"
         'data: {"head": "orders:9", "keep_alive": 20}\n\n'
     )
 
