@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-import time
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -277,17 +277,30 @@ async def test_event_that_commits_while_the_state_is_read_comes_by_the_stream(
 async def test_readers_that_share_a_state_share_its_position(
     manager: type[ChannelManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager.after = lambda: time.sleep(0.3)
     await sync_to_async(add)("a")
     one = await Stream("groups").open()  # so that the channel is known here
     await one.next()
-    calls = manager.calls
+    calls, hub = manager.calls, get_hub()
+    is_read, goes_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_read.set()
+        assert goes_on.wait(15)
+
+    async def until_subscribed(count: int) -> None:
+        while not is_read.is_set() or len(hub.channels["groups"].subscribers) < count:
+            await asyncio.sleep(0.01)
+
+    manager.after = wait
     streams = [Stream("groups") for _ in range(50)]
     opening = [asyncio.ensure_future(stream.open()) for stream in streams]
-    await asyncio.sleep(0.1)
+    await until_subscribed(51)
     await sync_to_async(add)("b")  # while the state, without it, is on its way
     late = Stream("groups")
     opening.append(asyncio.ensure_future(late.open()))
+    await until_subscribed(52)
+    await asyncio.sleep(0.05)  # it joins, and then asks for the state
+    goes_on.set()
 
     await asyncio.gather(*opening)
 
