@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import django
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from prometheus_client.metrics import MetricWrapperBase
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -23,11 +25,17 @@ _API = """# Python
 ::: eventstream.api
     options:
       members: [send_event, send_events, asend_event, asend_events, SentEvent, EventState,
-        get_current_event_id, channel_permission_changed]
+        get_current_event_id, aget_current_event_id, channel_permission_changed,
+        achannel_permission_changed]
 ::: eventstream.specs
     options:
       members: [EventSpec]
+::: eventstream.tokens
+    options:
+      members: [make_subscribe_token]
 ::: eventstream.channelmanager
+    options:
+      members: [ChannelManagerBase, DefaultChannelManager, InitialState, Authorizer]
 ::: eventstream.exceptions
 ::: eventstream.testing
 """
@@ -49,8 +57,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         nav.append({folder.replace("howto", "how to").capitalize(): inside})
     reference = [{"Settings": "reference/settings.md"}, "reference/api.md"]
     reference += [
-        "reference/signals.md",
         "reference/commands.md",
+        "reference/metrics.md",
+        "reference/signals.md",
         "reference/checks.md",
     ]
     nav.insert(-1, {"Reference": reference})
@@ -67,6 +76,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "decisions/index.md": decisions_page(),
         "reference/settings.md": settings_page(),
         "reference/api.md": _API,
+        "reference/metrics.md": metrics_page(),
         "reference/signals.md": signals_page(),
         "reference/commands.md": commands_page(),
         "reference/checks.md": checks_page(),
@@ -135,10 +145,9 @@ def settings_page() -> str:
     )
     for setting in conf.SETTINGS:
         default = setting.default() if callable(setting.default) else setting.default
-        wrong = setting.check(object()) or ""
         text += (
             f"\n## {setting.name}\n\n{setting.help}\n\n"
-            f"- Default: `{default!r}`\n- Value: {wrong.removeprefix('must be ')}\n"
+            f"- Default: `{default!r}`\n- Value: {_values_of(setting.check)}\n"
         )
     text += "\n# Settings of the tasks\n\nEach with the prefix `EVENTSTREAM_TASKS_`.\n"
     help_of = dict(
@@ -153,6 +162,42 @@ def settings_page() -> str:
             f"\n## {name.upper()}\n\n{' '.join(help_of[name].split())}\n\n"
             f"- Default: `{field.default!r}`\n- Value: {field.type}\n"
         )
+    return text
+
+
+def _values_of(check: Callable[[object], str | None]) -> str:
+    """Return what a setting can be, in the words in which its check refuses others."""
+    kind = (check(object()) or "").removeprefix("must be ")
+    limits = (check(-(10**18)) or "").removeprefix("must be ")
+    text = kind if limits in (kind, "") else f"{kind}, {limits}"
+    return f"{text}, or `None`" if check(None) is None else text
+
+
+def metrics_page() -> str:
+    """Every metric, with its own help and labels."""
+    from eventstream import metrics  # noqa: PLC0415
+
+    text = (
+        "# Metrics\n\n`eventstream.metrics.view` shows them to Prometheus (extra `metrics`). "
+        "What each process counts for itself is not in one scrape of several processes; what "
+        "is read from the database is in each. [Operations](../operations.md) says what to "
+        "watch, and `deploy/prometheus` has alerts.\n"
+    )
+    own = [m for m in vars(metrics).values() if isinstance(m, MetricWrapperBase)]
+    counted = [(family, m) for m in own for family in m.describe()]
+    # There is no outbox here: each family without a figure.
+    read = [(family, family) for family in metrics.DatabaseCollector().collect()]
+    for title, found in (
+        ("Counted by each process", counted),
+        ("Read from the database", read),
+    ):
+        text += (
+            f"\n## {title}\n\n| metric | type | labels | |\n| --- | --- | --- | --- |\n"
+        )
+        for family, labelled in found:
+            total = "_total" if family.type == "counter" else ""
+            labels = ", ".join(f"`{name}`" for name in labelled._labelnames)
+            text += f"| `{family.name}{total}` | {family.type} | {labels} | {family.documentation} |\n"
     return text
 
 
@@ -180,6 +225,11 @@ def commands_page() -> str:
             parser = command.create_parser("manage.py", path.stem)
             parser.formatter_class = argparse.HelpFormatter
             text += f"\n## {path.stem}\n\n```text\n{parser.format_help()}```\n"
+            for action in parser._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    for name, sub in action.choices.items():
+                        sub.formatter_class = argparse.HelpFormatter
+                        text += f"\n### {path.stem} {name}\n\n```text\n{sub.format_help()}```\n"
     return text
 
 

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from django.dispatch import Signal
 
-from eventstream import conf
+import eventstream
+from eventstream import conf, signals
 from tests.acceptance.test_readme import Project, commands
 from tests.support.browser import browsing
 from tests.support.processes import ROOT, free_port, is_listening
@@ -32,7 +34,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_page_is_on_the_site_and_in_its_navigation(site: Path) -> None:
     home = (site / "index.html").read_text()
-
     decisions = (site / "decisions/index.html").read_text()
 
     for path in (ROOT / "docs").rglob("*.md"):
@@ -43,10 +44,14 @@ def test_every_page_is_on_the_site_and_in_its_navigation(site: Path) -> None:
         assert f'href="{name}"' in home, name
 
 
-def test_reference_has_every_setting_command_signal_and_check(site: Path) -> None:
+def test_reference_has_all_names_settings_commands_metrics_signals_and_checks(
+    site: Path,
+) -> None:
     settings = (site / "reference/settings.html").read_text()
     checks = (site / "reference/checks.html").read_text()
     commands = (site / "reference/commands.html").read_text()
+    metrics = (site / "reference/metrics.html").read_text()
+    signals_page = (site / "reference/signals.html").read_text()
     api = (site / "reference/api.html").read_text()
 
     assert all(f">{setting.name}<" in settings for setting in conf.SETTINGS)
@@ -55,8 +60,17 @@ def test_reference_has_every_setting_command_signal_and_check(site: Path) -> Non
             assert check in checks, check
     for path in ROOT.glob("eventstream*/management/commands/[a-z]*.py"):
         assert f">{path.stem}<" in commands, path.stem
-    for name in ("api.send_event", "api.channel_permission_changed", "specs.EventSpec"):
-        assert f'id="eventstream.{name}"' in api, name
+    assert ">eventstream republish<" in commands
+    for name in eventstream.__all__:
+        assert re.search(rf'id="eventstream\.\w+\.{name}"', api), name
+    names = [n for n, value in vars(signals).items() if isinstance(value, Signal)]
+    assert names
+    assert all(f'id="{name}"' in signals_page for name in names)
+    # Those that the alerts ask for, so that the page cannot be of others.
+    rules = (ROOT / "deploy/prometheus/eventstream.rules.yml").read_text()
+    for name in set(re.findall(r"\beventstream_\w+", rules)):
+        assert re.sub(r"_(bucket|sum|count)$", "", name) in metrics, name
+    assert metrics.count("<code>eventstream_") > 20
 
 
 @pytest.mark.timeout(300)
