@@ -288,7 +288,7 @@ async def test_readers_that_share_a_state_share_its_position(
         assert goes_on.wait(15)
 
     async def until_subscribed(count: int) -> None:
-        while not is_read.is_set() or len(hub.channels["groups"].subscribers) < count:
+        while not is_read.is_set() or len(hub.channels["groups"].subscribers) < count:  # noqa: ASYNC110  a dict tells nobody
             await asyncio.sleep(0.01)
 
     manager.after = wait

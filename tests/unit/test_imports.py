@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,50 @@ def test_package_imports_only_what_is_below_it(
 
     for path in paths:
         assert not imported(path) & forbidden, path
+
+
+def modules(package: str) -> dict[str, ast.Module]:
+    """Return every module of a package, by its dotted name."""
+    [directory] = importlib.import_module(package).__path__
+    found = {}
+    for path in Path(directory).rglob("*.py"):
+        parts = path.relative_to(directory).with_suffix("").parts
+        name = ".".join([package, *parts]).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text())
+    return found
+
+
+def imported_at_once(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Give the (module, name) of imports that run when a module is imported."""
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom):
+            yield from ((str(node.module), alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        nodes.extend(ast.iter_child_nodes(node))
+
+
+def test_no_module_imports_itself_by_way_of_another() -> None:
+    trees = modules("eventstream") | modules("eventstream_tasks") | modules("deploy")
+    graph: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        pairs = imported_at_once(tree)
+        targets = {t for pair in pairs for t in (pair[0], ".".join(pair)) if t in trees}
+        # `from package import module` needs the module, not what the package exports.
+        graph[module] = {
+            t for t in targets if t != module and not any(o.startswith(f"{t}.") for o in targets)
+        }  # fmt: skip
+    assert sum(map(len, graph.values())) > 200
+
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+
+    assert len(order) == len(trees)
 
 
 def test_core_runs_without_celery() -> None:
