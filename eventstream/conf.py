@@ -149,7 +149,7 @@ SETTINGS = [
     Setting("RETENTION", 24 * 3600, "Seconds for which events are kept. A client away for longer gets a stream-reset.", _seconds(60, 10 * 365 * 86400)),
     Setting("MAX_EVENT_BYTES", 262_144, "Largest data of an event, in bytes of UTF-8. A proxy refuses whole POSTs over 1,000,000.", _integer(1, 900_000)),
     Setting("CHANNEL_LIMIT", 10, "Most channels of one stream. Pushpin takes connection_subscription_max, 20, less one.", _integer(1, 1000)),
-    Setting("PAGE_SIZE", 1000, "Most events read from the log at a time for one reader.", _integer(1, 10_000)),
+    Setting("PAGE_SIZE", 5000, "Most events in one page for a reader that catches up.", _integer(1, 10_000)),
     Setting("PAGE_BYTES", 500_000, "Most bytes of data in one answer to a proxy.", _integer(10_000, 50_000_000)),
     Setting("QUEUE_LENGTH", 1000, "Events of a channel kept in memory for live readers; one further behind reads the log.", _integer(1, 100_000)),
     Setting("QUEUE_BYTES", 4_000_000, "Bytes of a channel kept in memory for live readers.", _integer(10_000, 1_000_000_000)),

@@ -141,7 +141,7 @@ class Log:
             .order_by("eid")
             .values_list(*LogEvent._fields)
         )
-        events = [LogEvent(*row) for row in rows[:limit]]
+        events = list(map(LogEvent._make, rows[:limit]))
         if not events or events[0].eid != eid + 1:  # below the floor
             return ChannelLog([], last_eid, is_reset=True)
         return ChannelLog(events, max(last_eid, events[-1].eid), is_reset=False)

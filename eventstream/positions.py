@@ -30,6 +30,20 @@ def format_position(positions: Mapping[str, int]) -> str:
     )
 
 
+def split_position(positions: Mapping[str, int], channel: str) -> tuple[str, str]:
+    """Return what stands before and after one channel's event id in the position's text.
+
+    For many events of one channel: only its number differs between their ids.
+    """
+    before, after = "", ""
+    for name, eid in sorted(positions.items()):
+        if name < channel:
+            before += f"{quote_channel(name)}:{eid},"
+        elif name > channel:
+            after += f",{quote_channel(name)}:{eid}"
+    return f"{before}{quote_channel(channel)}:", after
+
+
 def parse_position(text: str) -> dict[str, int]:
     """Return the event id of each channel in a Last-Event-ID.
 

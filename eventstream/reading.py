@@ -33,8 +33,8 @@ from eventstream.exceptions import (
     InvalidChannelError,
 )
 from eventstream.initial import encode_initial_state, read_initial_states
-from eventstream.positions import format_position, parse_position
-from eventstream.rows import LogEvent, is_skipped
+from eventstream.positions import format_position, parse_position, split_position
+from eventstream.rows import ChannelLog, LogEvent, is_skipped
 from eventstream.specs import check_channel
 from eventstream.storage import DjangoModelStorage, alias_of, get_storage
 from eventstream.tokens import take_grant
@@ -51,6 +51,8 @@ PAGE_QUANTUM = 60
 PAGE_LIFETIME = 600
 """The same, and the lifetime in seconds, for links to a further page: the proxy asks them at
 once, and is not to be waited for longer than it takes to restart something."""
+
+_ROWS_PER_READ = 1_000
 
 _LINK_SALT = "eventstream.next"
 
@@ -247,11 +249,12 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
             if left <= 0 or size >= options.page_bytes:
                 is_last = False
                 break
-            log = storage.read_after(using, name, positions[name], limit=left)
+            log = read_log(storage, using, name, positions[name], limit=left)
             if log.is_reset:
                 lost.append(name)
                 positions[name] = log.last_eid
                 continue
+            before, after = split_position(positions, name)
             for event in log.events:
                 if size >= options.page_bytes:
                     is_last = False
@@ -260,7 +263,8 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
                 event_count += 1
                 size += len(event.data)
                 if not is_skipped(event.skip_users, reader.user_id):
-                    parts.append(encode_log_event(event, format_position(positions)))
+                    body = sse.encode_data(event.type, event.data)
+                    parts.append(f"id: {before}{event.eid}{after}\n{body}\n")
             is_last = is_last and positions[name] >= log.last_eid
     fresh = [
         name
@@ -296,9 +300,29 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     return Page("".join([*first, *parts]), begin, positions, is_last, heads)
 
 
-def encode_log_event(event: LogEvent, event_id: str) -> str:
-    """Return an event as the client receives it."""
-    return sse.encode_event(event.type, event.data, event_id)
+def read_log(
+    storage: DjangoModelStorage, using: str, channel: str, eid: int, *, limit: int
+) -> ChannelLog:
+    """Read what follows an event id until so many events, or a page's bytes, are there.
+
+    A thousand at a query: how large events are is known only when they have been read.
+    """
+    most_bytes = conf.get_options().page_bytes
+    events: list[LogEvent] = []
+    size = 0
+    while True:
+        left = min(limit - len(events), _ROWS_PER_READ)
+        log = storage.read_after(using, channel, eid, limit=left)
+        if log.is_reset and events:
+            # Pruned meanwhile. A reset does not follow events: the next page finds it.
+            return ChannelLog(events, log.last_eid, is_reset=False)
+        if not log.events:
+            return log._replace(events=events)
+        events += log.events
+        eid = events[-1].eid
+        size += sum([len(event.data) for event in log.events])
+        if eid >= log.last_eid or len(events) >= limit or size >= most_bytes:
+            return log._replace(events=events)
 
 
 _stale_lock = threading.Lock()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 _LINE_END = re.compile("\r\n|\r|\n")
 _FIELD_BREAKERS = re.compile("[\r\n\0]")
@@ -25,11 +26,15 @@ def encode_data(event_type: str, data: str) -> str:
     A line end of any of the three kinds in the data starts a new data line, so that the
     client receives LF, and no data can add a field of its own.
     """
-    name = _FIELD_BREAKERS.sub("", event_type)
     if "\n" not in data and "\r" not in data:  # nearly always
-        return f"event: {name}\ndata: {data}\n"
+        return f"{_event_line(event_type)}data: {data}\n"
     body = "\n".join(f"data: {line}" for line in _LINE_END.split(data))
-    return f"event: {name}\n{body}\n"
+    return f"{_event_line(event_type)}{body}\n"
+
+
+@lru_cache(maxsize=1_000)
+def _event_line(event_type: str) -> str:
+    return f"event: {_FIELD_BREAKERS.sub('', event_type)}\n"
 
 
 def encode_event(event_type: str, data: str, event_id: str | None = None) -> str:

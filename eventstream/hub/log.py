@@ -13,7 +13,7 @@ from collections.abc import Callable
 from eventstream import conf
 from eventstream.hub.pool import ReaderPool
 from eventstream.hub.tails import ChannelState
-from eventstream.reading import number_stale
+from eventstream.reading import number_stale, read_log
 from eventstream.rows import ChannelLog, partition_of
 from eventstream.storage import alias_of, get_storage
 
@@ -97,5 +97,6 @@ def _read(
     In this order: whatever kick comes before an event of the page is among those returned.
     """
     storage = get_storage()
-    log = storage.read_after(using, channel, place, limit=conf.get_options().page_size)
+    limit = conf.get_options().page_size
+    log = read_log(storage, using, channel, place, limit=limit)
     return log, storage.kicks_after(using, {partition: known}) if log.events else []

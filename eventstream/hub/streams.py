@@ -13,7 +13,7 @@ from eventstream.hub.beginnings import Beginnings, encode_beginnings
 from eventstream.hub.channels import Channels
 from eventstream.hub.log import Log
 from eventstream.hub.subscribers import Subscriber
-from eventstream.hub.tails import ChannelState, TailEvent
+from eventstream.hub.tails import ChannelState
 from eventstream.latency import Sampler
 from eventstream.positions import format_position
 
@@ -112,8 +112,7 @@ class Streams:
             text = sse.encode_reset(names, subscriber.event_id())
             chunk = (text + encode_beginnings(subscriber, beginnings)).encode()
         for state, log in logs:
-            items = [TailEvent(event.eid, event) for event in log.events]
-            chunk += subscriber.encode_items(state, items)
+            chunk += subscriber.encode_log(state, log.events)
             await self._reach(state, subscriber.places[state.name])
         return chunk
 

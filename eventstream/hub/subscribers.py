@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from eventstream import sse
 from eventstream.hub.tails import ChannelState, TailEvent
-from eventstream.positions import format_position
+from eventstream.positions import format_position, split_position
 from eventstream.reading import Reader
-from eventstream.rows import is_skipped
+from eventstream.rows import LogEvent, is_skipped
 
 
 class Subscriber:
@@ -84,18 +85,20 @@ class Subscriber:
         while self.check_count:
             await self.wait()
 
-    def event_id(self) -> str:
-        """Return the position in all reliable channels, as Last-Event-ID has it.
+    def position(self) -> dict[str, int]:
+        """Return the reader's place in all reliable channels.
 
         Without those that are unbegun: a client that is cut off must come back for them.
         """
-        return format_position(
-            {
-                s.name: self.places[s.name]
-                for s in self.states
-                if s.is_reliable and s.name not in self.unbegun
-            }
-        )
+        return {
+            s.name: self.places[s.name]
+            for s in self.states
+            if s.is_reliable and s.name not in self.unbegun
+        }
+
+    def event_id(self) -> str:
+        """Return the same as Last-Event-ID has it."""
+        return format_position(self.position())
 
     def collect(self) -> tuple[bytes, list[ChannelState]]:
         """Return all that the tails have for this reader, and channels it is behind in.
@@ -126,11 +129,35 @@ class Subscriber:
         return self.encode_items(state, items)
 
     def encode_items(self, state: ChannelState, items: Iterable[TailEvent]) -> bytes:
-        """Return the items for this reader, each with the position in all channels."""
-        parts = []
-        for item in items:
-            self.places[state.name] = item.place
-            if not is_skipped(item.skip_users, self.reader.user_id):
-                prefix = f"id: {self.event_id()}\n" if state.is_reliable else ""
-                parts.append(prefix + item.body)
-        return "".join(parts).encode()
+        """Return a tail's items for this reader; see `encode`."""
+        return self.encode(state, [(i.place, i.skip_users, i.body) for i in items])
+
+    def encode_log(self, state: ChannelState, events: Iterable[LogEvent]) -> bytes:
+        """Return a page of the log for this reader; see `encode`."""
+        encode_data = sse.encode_data
+        return self.encode(
+            state,
+            [(e.eid, e.skip_users, encode_data(e.type, e.data) + "\n") for e in events],
+        )
+
+    def encode(
+        self, state: ChannelState, items: Sequence[tuple[int, str, str]]
+    ) -> bytes:
+        """Return events for this reader, each with the position in all channels.
+
+        Args:
+            state: Their channel. The reader's place in it moves to the last of them.
+            items: Place, users to skip, and the event's lines without its id.
+        """
+        if not items:
+            return b""
+        self.places[state.name] = items[-1][0]
+        user_id = self.reader.user_id
+        if any(skip_users for _, skip_users, _ in items):
+            items = [item for item in items if not is_skipped(item[1], user_id)]
+        if not state.is_reliable:
+            return "".join([body for _, _, body in items]).encode()
+        before, after = split_position(self.position(), state.name)
+        return "".join(
+            [f"id: {before}{place}{after}\n{body}" for place, _, body in items]
+        ).encode()

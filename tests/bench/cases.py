@@ -432,6 +432,9 @@ def catch_up(bench: Bench, side: str, *, pushpin: bool, clients: int) -> Figures
                 "from eventstream.storage import get_storage\n"
                 "for p in range(16): get_storage().number_all('default', p)"
             )
+        # A process that is up: its imports and first connections are no catch-up.
+        with load(found.port, [found.path("warm")], clients=4) as client:
+            client.until_open()
         before = found.cpu()
         with load(
             found.port, [found.path("bulk")], clients=clients, expect=count, after=1,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pytest_django import Settings
 
-from eventstream import send_event
+from eventstream import EventSpec, send_event, send_events
 from eventstream.models import Cursor, Event
-from eventstream.reading import number_stale
+from eventstream.reading import number_stale, read_log
 from eventstream.relay import relay_all
-from eventstream.storage import get_storage
+from eventstream.storage import DjangoModelStorage, get_storage
+from eventstream.testing import drain_outbox
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -27,3 +30,31 @@ def test_events_that_a_reader_numbered_first_still_reach_the_targets(
 
     assert Event.objects.filter(eid=1).exists()
     assert [target.ids("orders") for target in targets.values()] == [[1], [1]]
+
+
+def test_page_is_read_in_several_queries_and_ends_before_what_was_pruned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send_events(EventSpec("orders", "message", n) for n in range(10))
+    drain_outbox()
+    monkeypatch.setattr("eventstream.reading._ROWS_PER_READ", 3)
+    storage = get_storage()
+
+    def read(limit: int, after: int = 0) -> tuple[list[int], int, bool]:
+        log = read_log(storage, "default", "orders", after, limit=limit)
+        return [event.eid for event in log.events], log.last_eid, log.is_reset
+
+    assert read(100) == (list(range(1, 11)), 10, False)
+    assert read(7, after=2) == (list(range(3, 10)), 10, False)
+    assert read(3, after=10) == ([], 10, False)
+
+    original = DjangoModelStorage.read_after
+
+    def read_then_prune(self: DjangoModelStorage, *args: Any, **options: Any) -> Any:
+        log = original(self, *args, **options)
+        Event.objects.filter(eid__lte=5).delete()
+        return log
+
+    monkeypatch.setattr(DjangoModelStorage, "read_after", read_then_prune)
+    assert read(100) == ([1, 2, 3], 10, False)
+    assert read(100, after=3) == ([], 10, True)

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventstream.exceptions import InvalidPositionError, ResumeNotAllowedError
-from eventstream.positions import format_position, parse_position, quote_channel
+from eventstream.positions import (
+    format_position,
+    parse_position,
+    quote_channel,
+    split_position,
+)
 
 names = st.text(
     st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=40
@@ -75,3 +80,12 @@ def test_longest_position_is_longer_than_any_header(length: int) -> None:
         return
     with pytest.raises(InvalidPositionError, match="65,537 characters"):
         parse_position(text)
+
+
+def test_split_position_stands_around_the_number() -> None:
+    positions = {"b c": 2, "a": 1, "z": 3}
+
+    for name, eid in positions.items():
+        before, after = split_position(positions, name)
+        assert f"{before}{eid}{after}" == format_position(positions)
+    assert split_position({}, "a") == ("a:", "")
