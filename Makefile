@@ -25,6 +25,7 @@ demo-check: $(STAMP) ## the same unattended: send events, check that each arrive
 system: $(STAMP) # what the tests need and pip does not have
 	@command -v pushpin >/dev/null || sh deploy/apt.sh pushpin
 	@command -v chromium >/dev/null || sh deploy/apt.sh chromium
+	@command -v firefox-esr >/dev/null || sh deploy/apt.sh firefox-esr
 	@test -x /usr/sbin/pgbouncer || sh deploy/apt.sh pgbouncer
 	@test -x /usr/sbin/rabbitmq-server || sh deploy/apt.sh rabbitmq-server
 	@test -x /usr/sbin/nginx || sh deploy/apt.sh nginx-light

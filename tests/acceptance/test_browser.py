@@ -1,4 +1,5 @@
-"""EventStream in Chromium, against the real installation, directly and behind Pushpin.
+"""EventStream in Chromium, against the real installation: directly, behind Pushpin, and
+behind the nginx that the project ships with Pushpin behind it, by HTTP/2 and TLS.
 
 Whatever is done to page, network and servers: the page must show consecutive ids.
 """
@@ -7,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Error, Page
 
 from tests.support.browser import browsing
 from tests.support.fault_proxy import FaultProxy, Mode
+from tests.support.nginx import Nginx
 from tests.support.processes import wait_for
-from tests.support.stack import Stack
+from tests.support.stack import Stack, running
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -28,6 +31,13 @@ OPEN = """([url, options]) => {
   for (const kind of ["stream-reset", "stream-error"])
     stream.addEventListener(kind, (e) => kinds.push([kind, e.channels, e.condition ?? null]));
 }"""
+
+# Of this page's locks one has a name known to nobody else; it tells the page's client id.
+IS_LEADING = """() => navigator.locks.request("mine", async () => {
+  const { held } = await navigator.locks.query();
+  const me = held.find((lock) => lock.name === "mine").clientId;
+  return held.some((lock) => lock.clientId === me && lock.name !== "mine");
+})"""
 
 
 class Tab:
@@ -67,6 +77,17 @@ class Tab:
         return self.ids()
 
 
+@pytest.fixture(scope="module", params=["direct", "pushpin", "nginx"])
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    with running(with_pushpin=request.param != "direct") as stack, ExitStack() as exits:
+        if request.param == "nginx":
+            assert stack.pushpin
+            nginx = Nginx(web_port=stack.web_port, streams_port=stack.pushpin.port)
+            exits.callback(nginx.close)
+            stack.url = nginx.url
+        yield stack
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with browsing() as browser:
@@ -75,7 +96,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context()
+    context = browser.new_context(ignore_https_errors=True)
     yield context
     context.close()
 
@@ -198,20 +219,21 @@ def test_page_that_was_left_and_returned_to_goes_on(
     stack: Stack, context: BrowserContext
 ) -> None:
     tab = Tab(context, stack.url, "left").until("live")
+    tab.page.evaluate(
+        "addEventListener('pageshow', (e) => { window.isFromCache = e.persisted })"
+    )
     stack.send("left", 2)
     tab.until_seen(2)
-    # What a page gets that goes into the back/forward cache, and comes out of it.
-    tab.page.evaluate(
-        "dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))"
-    )
+    tab.page.goto(f"{stack.url}/blank/?elsewhere")
+    assert tab.page.evaluate("typeof seen") == "undefined"
     stack.send("left", 3)
-    tab.page.wait_for_timeout(300)
-    assert tab.ids() == [1, 2]
-    tab.page.evaluate(
-        "dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
-    )
+    stack.wait_until_numbered("left", 5)
+    tab.page.evaluate("history.back()")
 
+    # The page as it was left, out of the back/forward cache.
+    tab.page.wait_for_function("window.isFromCache")
     assert tab.until_seen(5) == [1, 2, 3, 4, 5]
+    tab.until("live")
 
 
 def test_handler_that_throws_loses_nothing(
@@ -248,10 +270,10 @@ def test_server_that_is_killed_and_restarted_costs_no_event(
 def test_connection_that_falls_silent_is_noticed(
     stack: Stack, context: BrowserContext
 ) -> None:
-    port = int(stack.url.rpartition(":")[2])
-    proxy = FaultProxy(port)
+    address, _, port = stack.url.rpartition(":")
+    proxy = FaultProxy(int(port))
     try:
-        base = f"http://127.0.0.1:{proxy.port}"
+        base = f"{address}:{proxy.port}"
         tab = Tab(context, base, "silent", silenceTimeout=3000).until("live")
         stack.send("silent", 2)
         tab.until_seen(2)
@@ -306,10 +328,23 @@ def test_leading_tab_that_is_closed_or_frozen_or_crashes_is_succeeded(
     session.send("Page.setWebLifecycleState", {"state": "active"})
     assert tabs[1].until_seen(6) == list(range(1, 7))
 
-    tabs[2].page.goto("about:blank")
+    # Its renderer dies, and cannot say good-bye.
+    crashes: list[Page] = []
+    leading = next(tab for tab in tabs[1:] if is_leading(tab))
+    leading.page.on("crash", lambda page: crashes.append(page))
+    with suppress(Error):
+        leading.page.goto("chrome://crash", timeout=5000)
+    left = [tab for tab in tabs[1:] if tab is not leading]
     stack.send("leader", 2)
-    for tab in (tabs[1], tabs[3]):
+    for tab in left:
         assert tab.until_seen(8) == list(range(1, 9))
+    assert crashes == [leading.page]
+
+
+def is_leading(tab: Tab) -> bool:
+    """Say whether this tab has the lock that one tab of all has."""
+    held: bool = tab.page.evaluate(IS_LEADING)
+    return held
 
 
 def test_other_client_that_is_shipped_still_works(

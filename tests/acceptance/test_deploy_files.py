@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.nginx import Nginx, find
 from tests.support.processes import ROOT, Process, free_port, is_listening, python
 from tests.support.sse import Stream, numbers
 from tests.support.stack import Stack, running
@@ -26,12 +26,6 @@ def run(*argv: str | Path, cwd: Path = ROOT) -> str:
     done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-def find(name: str, package: str) -> str:
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    assert path, f"{name} is missing: apt-get install {package}"
-    return path
 
 
 # --- containers
@@ -226,45 +220,12 @@ def stack() -> Iterator[Stack]:
         yield stack
 
 
-def nginx_config(directory: Path, stack: Stack, port: int, plain: int) -> Path:
-    """Return the shipped file with addresses of this machine."""
+def test_stream_through_nginx_by_http2_is_not_buffered(stack: Stack) -> None:
     assert stack.pushpin is not None
-    run(
-        find("openssl", "openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes",
-        "-subj", "/CN=localhost", "-days", "1",
-        "-keyout", directory / "privkey.pem", "-out", directory / "fullchain.pem",
-    )  # fmt: skip
-    text = (DEPLOY / "nginx/nginx.conf").read_text()
-    for old, new in {
-        "web:8000": f"127.0.0.1:{stack.web_port}",
-        "pushpin:7999": f"127.0.0.1:{stack.pushpin.port}",
-        "listen 443": f"listen 127.0.0.1:{port}",
-        "listen 80": f"listen 127.0.0.1:{plain}",
-        "/etc/nginx/tls": str(directory),
-        "/tmp/nginx.pid": str(directory / "pid"),
-        "worker_rlimit_nofile 120000": "worker_rlimit_nofile 4096",
-        "worker_connections 50000": "worker_connections 1000",
-    }.items():
-        assert old in text, old
-        text = text.replace(old, new)
-    path = directory / "nginx.conf"
-    path.write_text(text)
-    return path
-
-
-def test_stream_through_nginx_by_http2_is_not_buffered(
-    stack: Stack, tmp_path: Path
-) -> None:
-    nginx = find("nginx", "nginx-light")
-    port, plain = free_port(), free_port()
-    config = nginx_config(tmp_path, stack, port, plain)
-    run(nginx, "-t", "-q", "-c", config)
-    origin = f"https://127.0.0.1:{port}"
     curl = [find("curl", "curl"), "-sk", "--http2"]
 
-    with Process([nginx, "-c", str(config), "-g", "daemon off;"]) as process:
-        process.wait_until(lambda: is_listening(port), "nginx listens")
-        argv = [*curl, "-N", "-i", f"{origin}/events/?channel=nginx"]
+    with Nginx(web_port=stack.web_port, streams_port=stack.pushpin.port) as nginx:
+        argv = [*curl, "-N", "-i", f"{nginx.url}/events/?channel=nginx"]
         with Process(argv) as client:
             client.wait_until(
                 lambda: "stream-open" in client.output(), "the stream opens"
@@ -281,15 +242,13 @@ def test_stream_through_nginx_by_http2_is_not_buffered(
             head = client.output().split("\r\n\r\n")[0]
             assert head.startswith("HTTP/2 200")
 
-        def status(path: str, *options: str) -> str:
-            return run(
-                *curl, "-o", "/dev/null", "-w", "%{http_code}", *options, origin + path
-            )
+        def status(path: str) -> str:
+            return run(*curl, "-o", "/dev/null", "-w", "%{http_code}", nginx.url + path)
 
         assert status("/events/next/x/") == "404"
         assert status("/events/health/ready") == "404"
         assert status("/metrics") == "404"
-        moved = run(*curl, "-i", f"http://127.0.0.1:{plain}/a?b=c")
+        moved = run(*curl, "-i", f"http://127.0.0.1:{nginx.plain_port}/a?b=c")
         assert "location: https://127.0.0.1/a?b=c" in moved.lower()
 
 

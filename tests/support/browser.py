@@ -34,7 +34,9 @@ def browsing() -> Iterator[Browser]:
         options.append("--no-sandbox")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=find_chromium(), args=options
+            executable_path=find_chromium(),
+            args=options,
+            ignore_default_args=["--disable-back-forward-cache"],
         )
         try:
             yield browser

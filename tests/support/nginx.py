@@ -1,0 +1,76 @@
+"""nginx, with the configuration that the project ships."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.support.processes import ROOT, Process, free_port, is_listening
+
+
+def find(name: str, package: str) -> str:
+    """Return the path of a program."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    assert path, f"{name} is missing: apt-get install {package}"
+    return path
+
+
+class Nginx:
+    """A running nginx in front of a web process and of whoever holds the streams."""
+
+    def __init__(self, *, web_port: int, streams_port: int) -> None:
+        self.port, self.plain_port = free_port(), free_port()
+        self.url = f"https://127.0.0.1:{self.port}"
+        self._directory = Path(tempfile.mkdtemp(prefix="es-nginx-"))
+        config = self._write(web_port, streams_port)
+        nginx = find("nginx", "nginx-light")
+        _run(nginx, "-t", "-q", "-c", str(config))
+        self.process = Process([nginx, "-c", str(config), "-g", "daemon off;"])
+        self.process.wait_until(lambda: is_listening(self.port), "nginx listens")
+
+    def _write(self, web_port: int, streams_port: int) -> Path:
+        """Write the shipped file with addresses of this machine."""
+        directory = self._directory
+        _run(
+            find("openssl", "openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes",
+            "-subj", "/CN=localhost", "-days", "1",
+            "-keyout", f"{directory}/privkey.pem", "-out", f"{directory}/fullchain.pem",
+        )  # fmt: skip
+        text = (ROOT / "deploy/nginx/nginx.conf").read_text()
+        # Else its worker, nobody, could not read the checkout's static files.
+        user = "user root;" if os.geteuid() == 0 else ""
+        for old, new in {
+            "web:8000": f"127.0.0.1:{web_port}",
+            "pushpin:7999": f"127.0.0.1:{streams_port}",
+            "listen 443": f"listen 127.0.0.1:{self.port}",
+            "listen 80": f"listen 127.0.0.1:{self.plain_port}",
+            "/etc/nginx/tls": str(directory),
+            "/tmp/nginx.pid": f"{directory}/pid",
+            "/srv/static/": f"{ROOT}/eventstream/static/",
+            "worker_processes auto": f"{user} worker_processes 1",
+            "worker_rlimit_nofile 120000": "worker_rlimit_nofile 4096",
+            "worker_connections 50000": "worker_connections 1000",
+        }.items():
+            assert old in text, old
+            text = text.replace(old, new)
+        path = directory / "nginx.conf"
+        path.write_text(text)
+        return path
+
+    def close(self) -> None:
+        self.process.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> Nginx:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _run(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
