@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import json
 import queue
 import socket
 import threading
@@ -330,12 +331,16 @@ class Crowd:
 
     def _take(self, reader: Reader, messages: Iterable[Message]) -> None:
         now = time.time()
-        is_opening = False
         for message in messages:
+            had = reader.last_id
             reader.last_id = message.id
             reader.heard_at = now
             if message.type == "stream-open":
-                reader.is_open = is_opening = True
+                reader.is_open = True
+                head = json.loads(message.data or "{}").get("head")
+                if had and head:  # it has opened behind the head, or at it
+                    last = int(head.rpartition(":")[2])
+                    reader.catch_ups += last > reader.position
             elif message.type == "stream-reset":
                 reader.resets += 1
                 position = int(message.id.rpartition(":")[2])
@@ -348,9 +353,6 @@ class Crowd:
                 reader.ids.append(int(message.id.rpartition(":")[2]))
                 reader.data.append(message.data)
                 reader.times.append(now)
-                if is_opening:
-                    reader.catch_ups += 1
-                    is_opening = False
                 with contextlib.suppress(ValueError):
                     sent_at = float(message.data.strip('"'))
                     if abs(now - sent_at) < 3600:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
+import psutil
 import psycopg
 import redis
 
@@ -62,7 +63,12 @@ far each target was, and how many seconds it took."""
 
 PAGE_SIZE = 5
 
-ALWAYS = ["publish endpoint is mute", "worker killed", "pruned"]
+ALWAYS = [
+    "publish endpoint is mute",
+    "worker killed",
+    "pruned",
+    "PostgreSQL frozen",
+]
 
 KICK = """
 from django.contrib.auth import get_user_model
@@ -225,6 +231,7 @@ class Installation:
             "Valkey at maxmemory": self._fill_valkey,
             "PostgreSQL restarted": partial(self._stop_postgres, signal.SIGINT),
             "PostgreSQL crashed": partial(self._stop_postgres, signal.SIGQUIT),
+            "PostgreSQL frozen": self._freeze_postgres,
             "connections terminated": self._terminate_connections,
             "long transaction": self._long_transaction,
             "pruned": self.prune,
@@ -298,6 +305,22 @@ class Installation:
         os.kill(process.pid, number)
         process.wait(15)
         self.server.start()
+
+    def _freeze_postgres(self) -> None:
+        """Stop the whole cluster, as a virtual machine that is paused or out of memory does.
+
+        Connections stay, also those that are in the middle of a transaction.
+        """
+        postmaster = psutil.Process(self.server.process.pid)
+        postmaster.suspend()  # first: it starts no more backends
+        frozen = postmaster.children(recursive=True)
+        for process in frozen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+        time.sleep(self.chance.uniform(1, 5))
+        for process in [*frozen, postmaster]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def _terminate_connections(self) -> None:
         with psycopg.connect(self.server.url, autocommit=True) as connection:

@@ -1,27 +1,13 @@
-"""`python -m tests.proof.hosts SECONDS [SEED]`: several machines, one of them down at a time.
-
-Two web hosts, two workers (beat on the first), two Pushpins, PostgreSQL, Valkey, nginx in
-front of all, and a host of clients: each in a network namespace, with traffic among them
-only. Half of the clients are held by the Pushpins, half by the web processes, and nginx
-spreads both. Writers send through it, too. Again and again one host loses its link, or its
-link and all its processes, and gets them back some seconds later. In the end every client
-must have each event that the database has, in order and once.
-"""
+"""The installation: what runs on which host, and how a host is taken down."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,12 +16,10 @@ from tests.support.hosts import Host, Network
 from tests.support.postgres import Postgres
 from tests.support.processes import ROOT, Process, is_listening, python, wait_for
 from tests.support.pushpin import KEY
-from tests.support.sse import Crowd
 from tests.support.stack import WORKER
 from tests.support.valkey import Valkey
 
 CHANNELS = [f"room-{n}" for n in range(4)]
-CLIENTS_EACH = 5
 SILENCE = 8.0
 """Seconds after which clients, and nginx, give a silent stream up."""
 NAMES = (
@@ -268,157 +252,3 @@ class Hosts:
 
     def close(self) -> None:
         self._exits.close()
-
-
-class Clients:
-    """Readers and a writer, in a thread of their own on their own host."""
-
-    def __init__(self, hosts: Hosts) -> None:
-        self._hosts = hosts
-        self._lb = hosts.network["lb"].address
-        channels = [name for name in CHANNELS for _ in range(CLIENTS_EACH)]
-        self.crowds = [
-            Crowd(f"http://{self._lb}:{port}", channels) for port in (STREAMS, DIRECT)
-        ]
-        self.sent = self.refused = 0
-        self._are_open = threading.Event()
-        self._stop = threading.Event()
-        self._goal: asyncio.Future[dict[str, int]]
-        self._error: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=self._on_host, args=(target,), daemon=True)
-            for target in (lambda: asyncio.run(self._read()), self._write)
-        ]
-
-    def _on_host(self, target: Callable[[], None]) -> None:
-        try:
-            with self._hosts.network["clients"].entered():
-                target()
-        except BaseException as error:
-            self._error = error
-            self._are_open.set()
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-        assert self._are_open.wait(60), "the streams do not open"
-        assert self._error is None, self._error
-
-    async def _read(self) -> None:
-        for crowd in self.crowds:
-            crowd.patience = SILENCE
-            await crowd.start(per_second=100)
-        self._loop = asyncio.get_running_loop()
-        self._goal = self._loop.create_future()
-        self._are_open.set()
-        goal = await self._goal
-        for crowd in self.crowds:
-            await crowd.until(
-                lambda crowd=crowd: all(  # type: ignore[misc]
-                    len(r.ids) >= goal.get(r.name, 0) for r in crowd.readers
-                ),
-                within=90,
-            )
-        await asyncio.sleep(1)  # and nothing twice after it
-        for crowd in self.crowds:
-            await crowd.stop()
-
-    def _write(self) -> None:
-        self._are_open.wait()
-        numbers = itertools.count()
-        while not self._stop.is_set():
-            body = {"channel": CHANNELS[next(numbers) % len(CHANNELS)], "count": 3}
-            request = urllib.request.Request(
-                f"http://{self._lb}:{DIRECT}/send/", data=json.dumps(body).encode()
-            )
-            try:
-                with urllib.request.urlopen(request, timeout=5):
-                    self.sent += 3
-            except OSError:
-                self.refused += 1  # perhaps written all the same: the database knows
-            time.sleep(0.05)
-
-    def finish(self) -> dict[str, list[str]]:
-        """Stop writing, wait for the readers, and return what the database has."""
-        self._stop.set()
-        self._threads[1].join(30)
-        log = self._hosts.log()
-        goal = {name: len(events) for name, events in log.items()}
-        self._loop.call_soon_threadsafe(self._goal.set_result, goal)
-        self._threads[0].join(200)
-        assert self._error is None, self._error
-        return log
-
-    def faults(self, log: dict[str, list[str]]) -> list[str]:
-        """Return what any reader misses, has twice, out of order, or otherwise."""
-        found = []
-        for crowd, held in zip(self.crowds, ("Pushpin", "web"), strict=True):
-            for reader in crowd.readers:
-                if text := reader.faults(1, len(log[reader.name])):
-                    found.append(f"held by {held}: {text}")
-                elif reader.data != log[reader.name]:
-                    found.append(f"held by {held}: {reader.name}: other data")
-                if reader.resets or reader.refusals:
-                    found.append(f"held by {held}: {reader.name}: reset or refused")
-        return found
-
-
-def run(seconds: float, seed: int) -> list[str]:
-    """Run, with at least one fault for each host; return the faults of delivery."""
-    chance = random.Random(seed)
-    print(f"seed {seed}")
-    hosts = Hosts()
-    clients = Clients(hosts)
-    try:
-        clients.start()
-        deadline = time.monotonic() + seconds
-        count = 0
-        while count < len(VICTIMS) or time.monotonic() < deadline:
-            if count % len(VICTIMS) == 0:
-                order = chance.sample(VICTIMS, len(VICTIMS))
-            victim = order[count % len(VICTIMS)]
-            is_kill = chance.random() < 0.6
-            pause = chance.uniform(1.5, 3.5)
-            print(
-                f"{victim}: {'down' if is_kill else 'link cut'} for {pause:.1f} s",
-                flush=True,
-            )
-            hosts.network[victim].cut()
-            if is_kill:
-                hosts.kill(victim)
-            time.sleep(pause)
-            hosts.network[victim].mend()
-            if is_kill:
-                hosts.start(victim)
-            time.sleep(1.5)
-            if revived := hosts.revive():
-                print(f"started again: {', '.join(revived)}")
-            count += 1
-        log = clients.finish()
-        faults = clients.faults(log)
-        readers = [reader for crowd in clients.crowds for reader in crowd.readers]
-        print(
-            f"{count} faults, {sum(map(len, log.values()))} events, {clients.refused} "
-            f"sends refused, {len(readers)} readers, "
-            f"{sum(r.reconnects for r in readers)} reconnects, "
-            f"{sum(r.catch_ups for r in readers)} catch-ups"
-        )
-        assert clients.sent > 100
-        assert sum(r.reconnects for r in readers) > 0, "no fault has hit a reader"
-        return faults
-    finally:
-        hosts.close()
-
-
-def main() -> int:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else int.from_bytes(os.urandom(2))
-    faults = run(seconds, seed)
-    for text in faults:
-        print(text)
-    print("every client is consecutive" if not faults else f"{len(faults)} faults")
-    return 1 if faults else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

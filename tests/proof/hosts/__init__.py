@@ -1,0 +1,1 @@
+"""Several machines, each in a network namespace, one of them down at a time."""
