@@ -15,11 +15,11 @@ def describe_seconds(seconds: float) -> str:
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    minutes, hours, days = round(whole / 60), whole // 3600, whole // 86400
     if minutes < 100:
         return f"{minutes} min"
     if hours < 48:
-        return f"{hours} h {minutes % 60} min"
+        return f"{hours} h {whole // 60 % 60} min"
     return f"{days} d {hours % 24} h"
 
 

@@ -160,9 +160,8 @@ def _readers(status: Status) -> tuple[str, str]:
     left = len(proxies) - len(counts)
     words = "held by web processes and proxies" if counts else "held by web processes"
     if left:
-        verb = "is" if left == 1 else "are"
         those = describe_count(left, "proxy", "proxies")
-        words += f"; those of {those} {verb} not counted, see below"
+        words += f"; those of {those} are not counted: set EVENTSTREAM_PROXY_METRICS"
     if not status.holders and not counts:
         return "—", words if left else "no web process has reported any"
     return f"{status.reader_count + sum(counts):,}", words
@@ -174,11 +173,11 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
     findings = {item.finding.subject: item.finding for item in health.findings}
     unknown = "Not asked yet." if not health.is_asked else "Not known."
 
-    def part(subject: str, name: str, text: str, *, is_known: bool = True) -> Part:
+    def part(subject: str, name: str, text: str, level: str = "ok") -> Part:
         finding = findings.get(subject)
         if finding is not None:
             return Part(name, finding.level, finding.text, finding.hint)
-        return Part(name, "ok" if is_known else "", text)
+        return Part(name, level, text)
 
     wake_ups = status.wake_ups
     if wake_ups.broker:
@@ -187,14 +186,16 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
         if count is not None:
             takes = "takes" if count == 1 else "take"
             text = f"{describe_count(count, 'worker')} {takes} tasks from {wake_ups.queue!r}."
-        yield part("worker", "Worker", text, is_known=count is not None)
+        yield part("worker", "Worker", text, "" if count is None else "ok")
         waiting = wake_ups.waiting_count
         text = f"{wake_ups.broker} answers."
         if waiting:
             verb = "waits" if waiting == 1 else "wait"
             text += f" {describe_count(waiting, 'task')} {verb}."
-        is_known = health.is_asked
-        yield part("broker", "Broker", text if is_known else unknown, is_known=is_known)
+        if health.is_asked:
+            yield part("broker", "Broker", text)
+        else:
+            yield part("broker", "Broker", unknown, "")
     else:
         text = f"None: {wake_ups.name} publishing, in the process that sends."
         yield Part("Worker", "", text)
@@ -206,11 +207,13 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
     ):
         if job.state == "running":
             text = "Running now."
+        elif job.state == "new":
+            text = "Has never run yet: it is not due."
         elif job.age_seconds is None:
             text = "Has never run."
         else:
             text = f"Ran {describe_seconds(job.age_seconds)} ago: {job.result}."
-        yield part(subject, name, text, is_known=job.state in ("ok", "running"))
+        yield part(subject, name, text, job.level)
     for target in status.targets:
         if target.is_configured:
             name = "Bus" if target.kind == "bus" else f"Proxy {target.name}"

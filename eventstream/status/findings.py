@@ -21,10 +21,10 @@ _RELAY = "`python manage.py eventstream relay`"
 
 def judge(status: Status) -> Status:
     """Return the same facts with what is wrong about them, the worst first."""
-    found = [
+    found = [  # causes before what follows from them
+        *_judge_wake_ups(status),
         *_judge_sweep(status),
         *_judge_prune(status),
-        *_judge_wake_ups(status),
         *_judge_targets(status),
         *_judge_events(status),
     ]
@@ -48,40 +48,41 @@ def _is_swept(status: Status) -> bool:
     return status.jobs[0].state not in ("late", "never")
 
 
+def _unswept(status: Status, who: str = "sweep") -> str:
+    seconds = status.jobs[0].age_seconds
+    if seconds is None:
+        return f"no {who} has ever run"
+    return f"no {who} has run for {describe_seconds(seconds)}"
+
+
 def _judge_sweep(status: Status) -> Iterator[Finding]:
-    sweep, wake_ups = status.jobs[0], status.wake_ups
+    """Say who is missing, unless a worker or the broker is: that is said already."""
+    wake_ups = status.wake_ups
     is_wanted = any(t.is_configured for t in status.targets) or wake_ups.start_beat
-    if _is_swept(status) or not is_wanted:
+    is_told = wake_ups.error or wake_ups.worker_count == 0
+    if _is_swept(status) or not is_wanted or is_told:
         return
-    if sweep.age_seconds is None:
-        done = "has ever run"
-    else:
-        done = f"has run for {describe_seconds(sweep.age_seconds)}"
+    text = _unswept(status)
     if not wake_ups.start_beat:
-        text = f"No sweep {done}: what failed once is not tried again."
+        text += ": what failed once is not tried again."
         hint = f"Keep {_RELAY} running."
-    elif wake_ups.error:
-        text = f"No sweep {done}: it comes by the broker."
-        hint = f"See the broker. Until then: {_RELAY}."
-    elif wake_ups.waiting_count:
-        tasks = describe_count(wake_ups.waiting_count, "task")
-        verb = "waits" if wake_ups.waiting_count == 1 else "wait"
-        text = (
-            f"No sweep {done}: {tasks} {verb} in the queue {wake_ups.queue!r}, and no "
-            "worker takes them."
-        )
-        hint = f"Start a worker: `{wake_ups.start_worker}`. Until then: {_RELAY}."
-    elif wake_ups.worker_count:
-        text = f"No beat {done}: a worker is there, and nothing asks it to sweep."
+    elif wake_ups.worker_count and not wake_ups.waiting_count:
+        text = _unswept(status, "beat")
+        text += ": a worker is there, and nothing asks it to sweep."
         hint = f"Start beat: `{wake_ups.start_beat}`. Until then: {_RELAY}."
+    elif wake_ups.worker_count:
+        tasks = describe_count(wake_ups.waiting_count or 0, "task")
+        text += f", and {tasks} wait in the queue {wake_ups.queue!r}: too few workers."
+        hint = f"Start more, or look what keeps them busy: `{wake_ups.start_worker}`."
     else:
-        text = f"No sweep {done}: no beat, or no worker, is at work."
+        text += ": no beat, or no worker, is at work."
         hint = (
             f"Start `{wake_ups.start_beat}` and `{wake_ups.start_worker}`. Until then: "
             f"{_RELAY}."
         )
     is_late = _is_late(status.unnumbered_seconds)
-    yield Finding(Level.ERROR if is_late else Level.WARNING, "sweep", text, hint)
+    level = Level.ERROR if is_late else Level.WARNING
+    yield Finding(level, "sweep", text[0].upper() + text[1:], hint)
 
 
 def _judge_prune(status: Status) -> Iterator[Finding]:
@@ -107,18 +108,24 @@ def _is_late(seconds: float | None) -> bool:
 
 def _judge_wake_ups(status: Status) -> Iterator[Finding]:
     wake_ups = status.wake_ups
+    unswept = "" if _is_swept(status) else f"; {_unswept(status)}"
     if wake_ups.error:
         yield Finding(
             Level.ERROR,
             "broker",
-            f"The broker {wake_ups.broker} does not answer: {wake_ups.error}",
+            f"The broker {wake_ups.broker} does not answer: "
+            f"{wake_ups.error.rstrip('.')}{unswept}.",
             f"Start it, or mend CELERY_BROKER_URL. Until then: {_RELAY}.",
         )
     elif wake_ups.worker_count == 0:
+        tasks = ""
+        if wake_ups.waiting_count:
+            verb = "waits" if wake_ups.waiting_count == 1 else "wait"
+            tasks = f"; {describe_count(wake_ups.waiting_count, 'task')} {verb}"
         yield Finding(
             Level.ERROR,
             "worker",
-            f"No worker takes tasks from the queue {wake_ups.queue!r}.",
+            f"No worker takes tasks from the queue {wake_ups.queue!r}{tasks}{unswept}.",
             f"Start one: `{wake_ups.start_worker}`. Until then: {_RELAY}.",
         )
 
@@ -130,13 +137,7 @@ def _judge_targets(status: Status) -> Iterator[Finding]:
         elif target.state == "failing":
             yield _failing(status, target)
         elif target.state == "behind":
-            yield Finding(
-                target.level,
-                target.name,
-                f"Behind: {_waits(target)}.",
-                "No relay is at work on it: see that a worker runs, or run `python "
-                f"manage.py eventstream republish --target {target.name}`.",
-            )
+            yield _behind(status, target)
 
 
 def _paused(status: Status, target: TargetStatus) -> Finding:
@@ -159,6 +160,21 @@ def _failing(status: Status, target: TargetStatus) -> Finding:
         f"Failing{since}; {_waits(target)}. Its answer: {target.last_error[:300]}",
         f"See that {what} runs and is reached from here. It is tried again by itself, or "
         f"at once by `python manage.py eventstream republish --target {target.name}`.",
+    )
+
+
+def _behind(status: Status, target: TargetStatus) -> Finding:
+    why = "No relay is at work on it: see that a worker runs"
+    if status.wake_ups.error:
+        why = "It waits for the broker"
+    elif status.wake_ups.worker_count == 0:
+        why = "It waits for a worker"
+    command = f"`python manage.py eventstream republish --target {target.name}`"
+    return Finding(
+        target.level,
+        target.name,
+        f"Behind: {_waits(target)}.",
+        f"{why}. To publish at once: {command}.",
     )
 
 

@@ -684,4 +684,4 @@ def test_overview_says_how_a_proxys_readers_come_to_be_known(
     page = admin_client.get("/admin/eventstream/sample/").content.decode()
 
     assert words in page
-    assert ("those of 1 proxy is not counted" in page) == (count is None)
+    assert ("those of 1 proxy are not counted" in page) == (count is None)

@@ -175,28 +175,57 @@ WAKE_UPS = DispatchStatus(
 
 
 @pytest.mark.parametrize(
-    ("known", "text", "hint"),
+    ("known", "subject", "text", "hint"),
     [
-        ({}, "no beat, or no worker, is at work", "Start `START BEAT` and `START WORKER`"),
-        ({"worker_count": 1, "waiting_count": 0}, "No beat has", "Start beat: `START BEAT`"),
+        ({}, "sweep", "no beat, or no worker, is at work", "`START BEAT` and `START WORKER`"),
+        ({"worker_count": 1}, "sweep", "No beat has", "Start beat: `START BEAT`"),
+        ({"worker_count": 1, "waiting_count": 9}, "sweep", "9 tasks wait", "Start more"),
         (
             {"worker_count": 0, "waiting_count": 1},
-            "1 task waits in the queue 'eventstream', and no worker takes them",
-            "Start a worker: `START WORKER`",
+            "worker",
+            "No worker takes tasks from the queue 'eventstream'; 1 task waits; no sweep has "
+            "ever run.",
+            "Start one: `START WORKER`",
         ),
-        ({"error": "timed out"}, "it comes by the broker", "See the broker"),
+        (
+            {"error": "timed out"},
+            "broker",
+            "does not answer: timed out; no sweep has ever run.",
+            "Start it",
+        ),
     ],
 )  # fmt: skip
-def test_missing_sweep_names_who_is_missing(
-    targets: Targets, known: dict[str, object], text: str, hint: str
+def test_missing_sweep_names_who_is_missing_and_nobody_else(
+    targets: Targets, known: dict[str, object], subject: str, text: str, hint: str
 ) -> None:
     wake_ups = dataclasses.replace(WAKE_UPS, **known)  # type: ignore[arg-type]
 
     found = judge(dataclasses.replace(get_status(), wake_ups=wake_ups))
 
-    finding = next(f for f in found.findings if f.subject == "sweep")
-    assert text in finding.text
-    assert hint in finding.hint
+    assert subjects(found) == [subject]
+    assert text in found.findings[0].text
+    assert hint in found.findings[0].hint
+
+
+@pytest.mark.parametrize(
+    ("known", "hint"),
+    [
+        ({}, "see that a worker runs"),
+        ({"worker_count": 0}, "It waits for a worker."),
+        ({"error": "timed out"}, "It waits for the broker."),
+    ],
+)
+def test_target_that_is_behind_says_what_it_waits_for(
+    targets: Targets, known: dict[str, object], hint: str
+) -> None:
+    send_event("orders", "message", 1)
+    Event.objects.update(created=Now() - ago(60))
+    wake_ups = dataclasses.replace(WAKE_UPS, **known)  # type: ignore[arg-type]
+
+    found = judge(dataclasses.replace(get_status(), wake_ups=wake_ups))
+
+    behind = next(finding for finding in found.findings if finding.subject == "a")
+    assert hint in behind.hint
 
 
 def test_removed_target_is_listed_and_holds_nothing_up(targets: Targets) -> None:

@@ -49,7 +49,7 @@
       width: Math.max(240, element.clientWidth),
       height: 180,
       scales: { y: { range: (_, low, high) => [0, Math.max(1, high === null ? 1 : high * 1.1)] } },
-      axes: [axis, { ...axis, size: 55 }],
+      axes: [{ ...axis, space: 60, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 55 }],
       series: [
         { value: "{HH}:{mm}" },
         ...series.map(([title], index) => ({
@@ -64,6 +64,11 @@
       ],
     };
     plots.set(name, new uPlot(options, values, element));
+  }
+
+  function clock(seconds) {
+    const at = new Date(seconds * 1000);
+    return [at.getHours(), at.getMinutes()].map((part) => String(part).padStart(2, "0")).join(":");
   }
 
   function describe(label, series) {
