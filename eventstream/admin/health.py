@@ -161,7 +161,7 @@ def _readers(status: Status) -> tuple[str, str]:
     words = "held by web processes and proxies" if counts else "held by web processes"
     if left:
         those = describe_count(left, "proxy", "proxies")
-        words += f"; those of {those} are not counted: set EVENTSTREAM_PROXY_METRICS"
+        words += f"; those of {those} are not counted"
     if not status.holders and not counts:
         return "—", words if left else "no web process has reported any"
     return f"{status.reader_count + sum(counts):,}", words

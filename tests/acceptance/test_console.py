@@ -330,6 +330,29 @@ def test_bench_counts_every_event_at_every_client(installation: Stack) -> None:
     assert 0 < found["median_ms"] <= found["p99_ms"] <= found["max_ms"] < 60_000
 
 
+def test_progress_is_a_bar_on_a_terminal_and_nothing_in_a_pipe(
+    installation: Stack,
+) -> None:
+    arguments = (
+        "bench-proxy", "--url", f"{installation.url}/events/",
+        "--clients", "3", "--events", "5", "--rate", "0",
+    )  # fmt: skip
+
+    shown = on_terminal(installation, *arguments)
+    code, printed = command(installation, *arguments)
+
+    assert "━" in shown
+    assert "3/3" in shown
+    assert "15/15" in shown
+    assert shown.rstrip().splitlines()[-1].startswith(" clients' share")
+    assert code == 0
+    assert printed.splitlines()[0].startswith(
+        "5 events to 3 clients on eventstream-bench"
+    )
+    assert "━" not in printed
+    assert "\x1b" not in printed
+
+
 def test_bench_says_what_a_proxy_does_not_pass_on(installation: Stack) -> None:
     target = "grip:" + installation.env["ES_GRIP"].partition("?")[0].rstrip("/")
     command(installation, "pause", target)
