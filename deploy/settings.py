@@ -7,7 +7,8 @@ CSRF_TRUSTED_ORIGINS   comma-separated, such as https://example.com
 HTTPS                  1 behind a proxy that ends TLS and sets X-Forwarded-Proto
 DATABASE_URL           postgres://… or sqlite:///file, default sqlite:///var/demo.sqlite3
 PGBOUNCER              1: the database is reached through a pooler in transaction mode
-REDIS_URL              Redis or Valkey: Celery's broker, and the bus of direct streams;
+REDIS_URL              Redis or Valkey: Celery's broker, the bus of direct streams, and the
+                       cache in which limits are counted for all web processes;
                        with REDIS_SENTINELS only its password and number of database
 REDIS_SENTINELS        host:port of each Sentinel, comma-separated
 REDIS_SENTINEL_MASTER  name that they know the server by, default eventstream
@@ -138,6 +139,18 @@ REDIS = parse_redis(
     os.environ.get("REDIS_SENTINEL_MASTER") or "eventstream",
 )
 REDIS_PREFIX = os.environ.get("REDIS_PREFIX", "")
+if isinstance(REDIS.bus, str):
+    # What limits streams and opens is counted over all web processes. Django's own cache
+    # asks no Sentinels: with those, each process counts for itself.
+    CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": REDIS.bus,
+            "KEY_PREFIX": f"{REDIS_PREFIX}cache",
+            # A Redis that hangs must not hold up a request.
+            "OPTIONS": {"socket_connect_timeout": 0.5, "socket_timeout": 0.5},
+        }
+    }
 EVENTSTREAM_REDIS = REDIS.bus
 EVENTSTREAM_REDIS_PREFIX = f"{REDIS_PREFIX}eventstream:"
 EVENTSTREAM_DRAIN_SECONDS = float(os.environ.get("DRAIN_SECONDS") or 2)

@@ -6,10 +6,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.models import AbstractBaseUser, Group
 from django.http import HttpRequest
 
-from eventstream.channelmanager import ChannelManagerBase, DefaultChannelManager
+from eventstream.channelmanager import (
+    ChannelManagerBase,
+    DefaultChannelManager,
+    InitialState,
+)
 
 
 class ChannelManager(DefaultChannelManager):
@@ -26,6 +30,19 @@ class ChannelManager(DefaultChannelManager):
 
     def is_channel_reliable(self, channel: str) -> bool:
         return not channel.startswith("live-")
+
+
+class StatefulChannelManager(ChannelManager):
+    """`groups…` begins with the names of all groups."""
+
+    def get_initial_state(
+        self, user: AbstractBaseUser | None, channel: str
+    ) -> InitialState | None:
+        if not channel.startswith("groups"):
+            return None
+        return InitialState(
+            list(Group.objects.order_by("pk").values_list("name", flat=True))
+        )
 
 
 class AsyncChannelManager(ChannelManagerBase):

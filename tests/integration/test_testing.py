@@ -17,12 +17,14 @@ from eventstream import (
     aget_current_event_id,
     asend_event,
     asend_events,
+    make_subscribe_token,
     send_event,
     send_events,
 )
 from eventstream.models import Event, EventKind
 from eventstream.testing import EventStreamTestClient
 
+READ = "/events/?channel=orders"
 IDLE = "tests.support.targets.IdleDispatcher"
 
 
@@ -182,3 +184,70 @@ async def test_async_code_sends_in_the_transaction_of_its_change() -> None:
 
     assert not await Event.objects.aexists()
     assert not await User.objects.aexists()
+
+
+# --- a stream, by its URL
+
+
+class ReadInTestCase(TestCase):
+    def test_stream_is_read_to_its_end(self) -> None:
+        client = EventStreamTestClient()
+        place_orders()
+        send_event("orders", "note", "100 % %I\nand more", json_encode=False)
+
+        events = client.read(READ, last_event_id="orders:1")
+
+        assert [(e.type, e.data, e.event_id) for e in events] == [
+            ("done", 1, 2),
+            ("note", "100 % %I\nand more", 3),
+        ]
+        assert {event.channel for event in events} == {"orders"}
+        assert client.read(READ) == []
+
+
+def test_stream_of_many_pages_and_channels_is_read(
+    eventstream_client: EventStreamTestClient,
+) -> None:
+    for number in range(150):
+        send_events(EventSpec(name, "message", number) for name in ("a", "b"))
+
+    events = eventstream_client.read(
+        "/events/?channel=a&channel=b", last_event_id="a:0,b:0"
+    )
+
+    for name in ("a", "b"):
+        own = [(e.event_id, e.data) for e in events if e.channel == name]
+        assert own == [(number + 1, number) for number in range(150)]
+
+
+def test_stream_is_read_as_its_user_may(
+    eventstream_client: EventStreamTestClient, django_user_model: type[User]
+) -> None:
+    user = django_user_model.objects.create(username="ann")
+    url = f"/events/?channel=private-{user.pk}"
+    send_event(f"private-{user.pk}", "message", 1)
+    send_event(f"private-{user.pk}", "message", 2, skip_user_ids=[user.pk])
+    begin = f"private-{user.pk}:0"
+
+    assert [
+        e.data for e in eventstream_client.read(url, user=user, last_event_id=begin)
+    ] == [1]
+    [refusal] = eventstream_client.read(url)
+    assert (refusal.type, refusal.data["condition"]) == ("stream-error", "forbidden")
+    token = make_subscribe_token(user, [f"private-{user.pk}"])
+    header = {"Authorization": f"Bearer {token}"}
+    [event] = eventstream_client.read(url, headers=header, last_event_id=begin)
+    assert event.data == 1
+
+
+def test_position_that_is_gone_is_read_as_a_reset(
+    eventstream_client: EventStreamTestClient,
+) -> None:
+    [reset] = eventstream_client.read(READ, last_event_id="orders:99")
+
+    assert (reset.type, reset.data) == ("stream-reset", {"channels": ["orders"]})
+
+
+def test_what_is_no_stream_is_said(eventstream_client: EventStreamTestClient) -> None:
+    with pytest.raises(AssertionError, match="GET /nowhere/: status 404"):
+        eventstream_client.read("/nowhere/")

@@ -70,6 +70,16 @@ def test_secure_start_is_not() -> None:
     assert (broker, bus) == ("amqp://rabbit//", "redis://valkey/0")
 
 
+def test_web_processes_count_limits_together_where_there_is_redis() -> None:
+    done = load("CACHES", **SAFE, REDIS_URL="redis://valkey/0", REDIS_PREFIX="a:")
+
+    assert done.returncode == 0, done.stderr
+    [caches] = json.loads(done.stdout)
+    assert caches["default"]["BACKEND"].endswith("RedisCache")
+    assert caches["default"]["LOCATION"] == "redis://valkey/0"
+    assert caches["default"]["KEY_PREFIX"] == "a:cache"
+
+
 def test_development_needs_nothing() -> None:
     assert load(DEBUG="1").returncode == 0
 
