@@ -259,6 +259,7 @@ export class EventStream extends EventTarget {
       if (document?.visibilityState === "visible") this.#wake("visible");
     });
     on(page, "online", () => this.#wake("online"));
+    on(page, "offline", () => this.#link.onOffline());
   }
 
   #wake(reason: "online" | "visible"): void {

@@ -112,6 +112,14 @@ export class Link {
     this.#retryTimer = setTimeout(() => this.#connect(), wait);
   }
 
+  /**
+   * Says that the browser has no network. The connection is kept: it may be to this machine,
+   * or the network back before it is missed. The next event shows that it lives.
+   */
+  onOffline(): void {
+    if (this.#isOpen) this.#setStatus("offline");
+  }
+
   #drop(): void {
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#quietTimer);

@@ -192,9 +192,10 @@ def test_page_that_was_offline_goes_on_where_it_was(
     stack.send("offline", 2)
     tab.until_seen(2)
     context.set_offline(True)
+    tab.until("offline")  # as the browser says
+    tab.page.evaluate("stream.reconnect()")  # and indeed
+    tab.page.wait_for_function("statuses.filter((s) => s === 'offline').length > 1")
     stack.send("offline", 3)
-    tab.page.evaluate("stream.reconnect()")
-    tab.until("offline")
     context.set_offline(False)
 
     assert tab.until_seen(5, timeout=15) == [1, 2, 3, 4, 5]

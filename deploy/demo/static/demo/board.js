@@ -29,7 +29,7 @@ class Board {
     });
     this.source = source;
     source.addEventListener("stream-status", ({ status }) => {
-      if (status !== "closed" && status !== "denied") this.show(status, status === "live" ? "open" : "");
+      if (status !== "closed" && status !== "denied") this.show(status.replace("-", " "), status === "live" ? "open" : "");
     });
     source.addEventListener("message", (event) => this.receive(event));
     source.addEventListener("stream-reset", () => {
@@ -62,7 +62,8 @@ class Board {
     this.position = event.lastEventId;
     this.received += 1;
     const milliseconds = Math.max(0, Date.now() - order.sent_at * 1000);
-    const latency = milliseconds < 10000 ? `${Math.round(milliseconds)} ms` : `${Math.round(milliseconds / 1000)} s`;
+    const seconds = milliseconds / 1000;
+    const latency = seconds < 1 ? `${Math.round(milliseconds)} ms` : `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
     const row = document.createElement("tr");
     row.className = "new";
     for (const text of [id, `#${order.number}`, `${order.quantity} × ${order.item}`, latency]) {
