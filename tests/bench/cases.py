@@ -6,9 +6,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +49,7 @@ class Bench:
         self.postgres = postgres
         self.peer_python = peer_python
         self.scale = scale
+        self.is_quick = scale == QUICK
 
     @contextmanager
     def ours(self, *, pushpin: bool = False, **settings: Any) -> Iterator[Ours]:
@@ -256,13 +256,18 @@ def _post_floor(bench: Bench, count: int) -> Figures:
 # --- fan-out
 
 
-def fan_out(bench: Bench, side: str, *, pushpin: bool) -> Figures:
+def fan_out(
+    bench: Bench, side: str, *, pushpin: bool, server: str = "uvicorn"
+) -> Figures:
     """Deliveries a second, one sender at full speed, from first to last delivery."""
     clients, events = bench.scale.clients, bench.scale.events
     if side == "floor":
         return _fan_out_floor(bench, pushpin=pushpin)
     with bench.side(side, pushpin=pushpin) as found:
-        found.start_web()
+        if isinstance(found, Ours):
+            found.start_web(server)
+        else:
+            found.start_web()
         found.start_worker()
         if side == "ours":
             found.send("single", "warm", 50)
@@ -438,13 +443,16 @@ def catch_up(bench: Bench, side: str, *, pushpin: bool, clients: int) -> Figures
         before = found.cpu()
         with load(
             found.port, [found.path("bulk")], clients=clients, expect=count, after=1,
-            last_event_id=found.event_id("bulk", 1), timeout=120, retry=600,
+            last_event_id=found.event_id("bulk", 1), timeout=60, retry=600,
         ) as client:  # fmt: skip
             received = client.result()
         spent = _spent(before, found.cpu())
+        if received["done"] < clients:
+            unfinished = f"{received['done']} of {clients} had finished after 60 s"
+            return {"error": unfinished, "cpu": spent}
         seconds = received["last_at"] - received["started_at"]
         return {
-            "value": received["deliveries"] / seconds if received["deliveries"] else 0,
+            "value": received["deliveries"] / seconds,
             "seconds": seconds,
             "finished": received["done"],
             "cpu": spent,
@@ -552,51 +560,6 @@ def _prune_beside_sender(found: Ours) -> str:
         "print(time.perf_counter() - t)"
     )
     return f"{out.split()[-1]} {found.collect(sender)['longest']}"
-
-
-class Case(NamedTuple):
-    """A row of the table.
-
-    Attributes:
-        name: Its key in the results.
-        title: What the page says.
-        unit: Of its value.
-        sides: Who takes part.
-        run: One round of one side.
-        is_low_good: Less is better.
-        to_floor, to_peer: The least ratio that is aimed at (the most, where low is good).
-    """
-
-    name: str
-    title: str
-    unit: str
-    sides: tuple[str, ...]
-    run: Callable[[Bench, str], Figures]
-    is_low_good: bool = False
-    to_floor: float | None = None
-    to_peer: float | None = None
-
-
-ALL = ("floor", "peer", "ours")
-CASES = [
-    Case("send", "send_event, one process, a transaction each", "events/s", ALL, send_single, to_floor=0.8, to_peer=3),
-    Case("send-held", "send_event, 4 processes, one channel, transactions of 5 ms", "events/s", ("peer", "ours"), send_held, to_peer=4),
-    Case("send-bulk", "send_events, 1,000 a call", "events/s", ("floor", "ours"), send_bulk, to_floor=0.7),
-    Case("latency-direct", "commit to client, direct, 100 events/s", "ms (p50)", ("peer", "ours"), partial(latency, pushpin=False), is_low_good=True, to_peer=1),
-    Case("latency-pushpin", "commit to client, Pushpin, 100 events/s", "ms (p50)", ("peer", "ours"), partial(latency, pushpin=True), is_low_good=True, to_peer=1),
-    Case("relay-pushpin-one", "confirmed, one channel, Pushpin", "events/s", ("floor", "ours"), partial(relay, channels="one", pushpin=True), to_floor=0.5),
-    Case("relay-pushpin-many", "confirmed, many channels, Pushpin", "events/s", ("floor", "ours"), partial(relay, channels="many", pushpin=True), to_floor=0.5),
-    Case("relay-bus-one", "confirmed, one channel, bus", "events/s", ("ours",), partial(relay, channels="one", pushpin=False)),
-    Case("relay-bus-many", "confirmed, many channels, bus", "events/s", ("ours",), partial(relay, channels="many", pushpin=False)),
-    Case("fan-out-pushpin", "fan-out, Pushpin", "deliveries/s", ALL, partial(fan_out, pushpin=True), to_floor=0.8, to_peer=1.5),
-    Case("fan-out-direct", "fan-out, direct", "deliveries/s", ALL, partial(fan_out, pushpin=False), to_floor=0.5, to_peer=5),
-    Case("idle", "idle streams, direct", "bytes a stream", ("floor", "ours"), idle, is_low_good=True, to_floor=1.2),
-    Case("catch-up-direct", "catch-up, one client, direct", "events/s", ALL, partial(catch_up, pushpin=False, clients=1), to_floor=0.5, to_peer=1),
-    Case("catch-up-pushpin", "catch-up, one client, Pushpin", "events/s", ALL, partial(catch_up, pushpin=True, clients=1), to_floor=0.5, to_peer=1),
-    Case("catch-up-crowd", "catch-up, 100 clients at once, Pushpin", "events/s", ALL, partial(catch_up, pushpin=True, clients=100), to_floor=0.5, to_peer=1),
-    Case("return", "all return at once, each 100 behind, new web process", "s", ("ours",), return_at_once, is_low_good=True),
-    Case("prune", "prune while sending", "rows/s", ("floor", "ours"), prune, to_floor=0.7),
-]  # fmt: skip
 
 
 def describe_machine() -> str:

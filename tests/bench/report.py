@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.bench.cases import CASES, Case
+from tests.bench.table import CASES, Case
 
 _COLOURS = {"floor": "#9aa0a6", "peer": "#c5221f", "ours": "#1a73e8"}
 _INTRO = """# Benchmarks

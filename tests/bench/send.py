@@ -101,7 +101,9 @@ def run_crossed(side: str, name: str, seconds: float, held: float) -> dict[str, 
     return {"count": count, "seconds": seconds, "failed": failed}
 
 
-def run_rate(side: str, channel: str, count: int, rate: float) -> dict[str, Any]:
+def run_rate(
+    side: str, channel: str, count: int, rate: float, first: int = 1
+) -> dict[str, Any]:
     """Send at a steady rate; say when each event's row was committed."""
     from django.db import transaction
 
@@ -119,8 +121,8 @@ def run_rate(side: str, channel: str, count: int, rate: float) -> dict[str, Any]
 
         DjangoModelStorage.append_event = append_event
     started = time.perf_counter()
-    for number in range(1, count + 1):
-        delay = started + number / rate - time.perf_counter()
+    for number in range(first, first + count):
+        delay = started + (number - first) / rate - time.perf_counter()
         if delay > 0:
             time.sleep(delay)
         data = payload(number)
@@ -179,7 +181,8 @@ def main() -> None:
             side, arguments[0], float(arguments[1]), float(arguments[2])
         )
     elif what == "rate":
-        result = run_rate(side, arguments[0], int(arguments[1]), float(arguments[2]))
+        numbers = [int(argument) for argument in arguments[1:]]
+        result = run_rate(side, arguments[0], *numbers)
     else:
         result = run_bulk(side, *[int(argument) for argument in arguments])
     sys.stdout.write(json.dumps(result) + "\n")

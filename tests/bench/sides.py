@@ -15,7 +15,14 @@ from typing import Any
 import psutil
 
 from tests.support.postgres import Postgres
-from tests.support.processes import ROOT, Process, free_port, is_listening, wait_for
+from tests.support.processes import (
+    ROOT,
+    Process,
+    free_port,
+    is_listening,
+    wait_for,
+)
+from tests.support.processes import python as start_python
 from tests.support.pushpin import Pushpin
 from tests.support.stack import Stack
 from tests.support.valkey import Valkey
@@ -138,9 +145,28 @@ class Ours(Side):
     def event_id(self, channel: str, number: int) -> str:
         return f"{channel}:{number}"
 
-    def start_web(self) -> Process:
-        self.parts["web"] = self.stack.start_web()
-        return self.parts["web"]
+    def start_web(self, server: str = "uvicorn") -> Process:
+        """Start a web process: by uvicorn, by two processes of it, or by granian."""
+        if server == "granian":
+            web = self._start_granian()
+        else:
+            extra = ("--workers", "2") if server == "uvicorn-2" else ()
+            web = self.stack.start_web(extra=extra)
+        self.parts["web"] = web
+        return web
+
+    def _start_granian(self) -> Process:
+        port = self.stack.web_port
+        process = start_python(
+            "-m", "granian", "--interface", "asgi", "--port", str(port),
+            # With its default the 1,025th stream never opens.
+            "--backpressure", "20000", "--no-ws", "--log-level", "warning",
+            "--loop", "uvloop", "tests.asgi:application",
+            env=self.env,
+        )  # fmt: skip
+        self.exits.callback(process.stop)
+        process.wait_until(lambda: is_listening(port), "granian listens")
+        return process
 
     def start_worker(self) -> Process:
         self.parts["worker"] = self.stack.start_worker()
@@ -251,17 +277,20 @@ class LoadClient:
             lambda: self._line(0), "all streams are open", timeout=timeout
         )
 
+    def result_so_far(self) -> dict[str, Any] | None:
+        """Return what was received, if it has ended."""
+        for number in (1, 0):
+            line = self._line(number)
+            if line is not None and "deliveries" in line:
+                return line
+        return None
+
     def result(self, *, timeout: float = 300) -> dict[str, Any]:
         """Wait for the end, and return what was received."""
 
-        def last() -> dict[str, Any] | None:
-            for number in (1, 0):
-                line = self._line(number)
-                if line is not None and "deliveries" in line:
-                    return line
-            return None
-
-        found = wait_for(last, "the load client has ended", timeout=timeout)
+        found = wait_for(
+            self.result_so_far, "the load client has ended", timeout=timeout
+        )
         self.process.stop()
         return found
 

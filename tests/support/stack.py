@@ -106,19 +106,22 @@ class Stack:
         """Run Python code with Django set up, in a process of its own."""
         return self.manage("shell", "--no-imports", "-c", code)
 
-    def start_web(self, *, port: int | None = None, limit: int = 2) -> Process:
+    def start_web(
+        self, *, port: int | None = None, limit: int = 2, extra: Sequence[str] = ()
+    ) -> Process:
         """Start uvicorn and wait until it answers.
 
         Args:
             port: Another than the stack's.
             limit: Seconds that it waits for open streams when it is to stop.
+            extra: More of uvicorn's options.
         """
         port = port or self.web_port
         process = self._exits.enter_context(
             python(
                 "-m", "uvicorn", "tests.asgi:application", "--port", str(port),
                 "--timeout-graceful-shutdown", str(limit), "--log-level", "warning",
-                env=self.env,
+                *extra, env=self.env,
             )
         )  # fmt: skip
         process.wait_until(lambda: is_listening(port), "uvicorn listens")
