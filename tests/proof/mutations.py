@@ -242,6 +242,21 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_kicked_reader_is_sent_nothing_until_the_manager_could_be_asked",
     ),
     Mutation(
+        "a stream is written though a middleware has answered", "eventstream/asgi.py",
+        "if any(name.lower() == _MARK_BYTES for name, _ in headers):", "if True:",
+        "tests/integration/test_asgi.py::test_middleware_has_the_last_word",
+    ),
+    Mutation(
+        "a client that is gone keeps its stream", "eventstream/hub/writing.py",
+        "    task.cancel()\n", "    pass\n",
+        "tests/integration/test_asgi.py::test_stream_outlives_its_request",
+    ),
+    Mutation(
+        "a reset stands before events that come before it", "eventstream/reading.py",
+        "if log.is_reset and events:", "if False:",
+        "tests/integration/test_reading.py::test_page_is_read_in_several_queries_and_ends_before_what_was_pruned",
+    ),
+    Mutation(
         "an address is what the client claims", "eventstream/limits.py",
         "hops[-count]", "hops[0]",
         "tests/unit/test_limits.py::test_address_is_what_trusted_proxies_say",
