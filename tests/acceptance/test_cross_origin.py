@@ -73,7 +73,9 @@ def until_seen(page: Page, last: int) -> list[str]:
     return ids
 
 
-def test_page_with_a_token_in_the_header_reads_and_comes_back(site: Site, page: Page) -> None:
+def test_page_with_a_token_in_the_header_reads_and_comes_back(
+    site: Site, page: Page
+) -> None:
     token = site.stack.run(MAKE_TOKEN).strip()
     begin = int(site.stack.send("private-1", 0).rpartition(":")[2])
     site.open(page, "127.0.0.1", "private-1", token=token)
