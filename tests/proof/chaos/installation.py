@@ -251,7 +251,7 @@ class Installation:
             # Without these a run proves little: they come early enough for a short one.
             for place, name in enumerate(ALWAYS):
                 names.remove(name)
-                names.insert(4 * (place + 1), name)
+                names.insert(3 * (place + 1), name)
             yield from names
 
     def _pick(self, kind: str) -> str:
@@ -346,7 +346,12 @@ class Installation:
         self.recorder.hang.clear()
 
     def _mute_recorder(self) -> None:
+        """Be mute until something was taken in: its target may be waiting to try again."""
+        deadline = time.monotonic() + 15
+        count = len(self.recorder.bodies)
         self.recorder.is_mute = True
+        while len(self.recorder.bodies) == count and time.monotonic() < deadline:
+            time.sleep(0.1)
         time.sleep(self.chance.uniform(0.5, 2))
         self.recorder.is_mute = False
 
