@@ -86,6 +86,9 @@ def test_metadata_names_licences_pythons_and_djangos(
     for django in ("5.2", "6.0"):
         assert f"Framework :: Django :: {django}" in classifiers
     assert "Typing :: Typed" in classifiers
+    assert set(metadata.get_all("Provides-Extra") or []) == {
+        "console", "drf", "metrics", "otel", "structlog", "tasks",
+    }  # fmt: skip
 
 
 def test_every_requirement_has_a_lower_bound_that_is_tested() -> None:
