@@ -31,8 +31,8 @@ RULES: list[tuple[re.Pattern[str], str]] = [
         (r"django_eventstream\.routing|AuthMiddlewareStack", "Channels are not needed: serve Django's own ASGI application"),
         (r"^\s*(from|import)\s+django_eventstream", "the same from eventstream"),
         (r"async_publish\s*=", "leave the argument out: publishing never holds up the caller"),
-        (r"django_eventstream", "eventstream"),
-        (r"django-eventstream", "eventstream"),
+        (r"django_eventstream", "eventstream, in its place"),
+        (r"django-eventstream", "eventstream, in its place"),
     ]
 ]  # fmt: skip
 

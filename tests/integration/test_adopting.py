@@ -320,9 +320,9 @@ def test_check_says_line_by_line_what_to_change(
         ("views.py:2", "the same from eventstream"),
         ("api.py:1", "eventstream.drf"),
         ("settings.py:1", "the database is the default"),
-        ("urls.py:1", "eventstream"),
+        ("urls.py:1", "eventstream, in its place"),
         ("page.html:1", "every browser has it"),
-        ("requirements.txt:2", "eventstream"),
+        ("requirements.txt:2", "eventstream, in its place"),
     ):
         [line] = [line for line in output.splitlines() if where in line]
         assert advice in line
