@@ -12,24 +12,23 @@ import datetime
 import random
 import secrets
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections, transaction
 from django.db.models import (
     Exists,
     F,
-    Func,
     OuterRef,
     Q,
     QuerySet,
     Subquery,
-    TextField,
     Value,
 )
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from eventstream import conf
+from eventstream import conf, statements
 from eventstream.exceptions import EventStreamError
+from eventstream.log import table_name
 from eventstream.models import Cursor, Event, Partition, PausedTarget
 from eventstream.storage import DjangoModelStorage
 from eventstream.targets import get_targets
@@ -38,6 +37,18 @@ MAX_BACKOFF = 60.0
 STALE_FAILURE = 30.0
 """Seconds after its due time for which a failure speaks for its target; the sweep comes
 by every ten."""
+
+
+class Taken(NamedTuple):
+    """What a relay has to know when it takes a lease.
+
+    Attributes:
+        watermark: The last position that the target has accepted.
+        is_backlog: The target has been failing for longer than BACKLOG_AFTER.
+    """
+
+    watermark: int
+    is_backlog: bool
 
 
 class LeaseLostError(EventStreamError):
@@ -125,12 +136,27 @@ class Lease:
     def _mine(self) -> QuerySet[Cursor]:
         return self._rows().filter(lease_token=self._token)
 
-    def take(self, *, force: bool) -> Cursor | None:
+    def take(self, *, force: bool) -> Taken | None:
         """Take it, unless another relay has it, the target is paused, or not due.
 
         Args:
             force: Even if the last failure asked to wait.
         """
+        taken = self._take(force=force)
+        if taken is None:
+            return None
+        known, watermark, self._was_failing, is_backlog = taken
+        missing = set(get_targets()) - set(known)
+        _create(self._storage, self._using, self._partition, missing)
+        return Taken(watermark, is_backlog)
+
+    def _take(self, *, force: bool) -> tuple[list[str], int, bool, bool] | None:
+        # By database time, in one statement: alike on PostgreSQL, SQLite, behind
+        # PgBouncer, and whatever this machine's clock says.
+        if self._is_postgresql:
+            statement = statements.TAKE if force else statements.TAKE_IF_DUE
+            taken: tuple[list[str], int, bool, bool] | None = self._execute(statement)
+            return taken
         rows = (
             self._rows()
             .filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()))
@@ -140,24 +166,20 @@ class Lease:
             rows = rows.filter(
                 Q(next_attempt__isnull=True) | Q(next_attempt__lte=Now())
             ).exclude(Q(attempts=0) & Exists(self._failing_others()))
-        # By database time, in one statement: alike on PostgreSQL, SQLite, behind
-        # PgBouncer, and whatever this machine's clock says.
-        taken = self._relaxed(rows).update(
-            lease_token=self._token, lease_until=self._end()
-        )
-        if not taken:
+        if not rows.update(lease_token=self._token, lease_until=self._end()):
             return None
+        cursor = self._rows().get()
         cursors = Cursor.objects.using(self._using).filter(partition=self._partition)
-        by_target = {cursor.target: cursor for cursor in cursors}
-        missing = set(get_targets()) - set(by_target)
-        _create(self._storage, self._using, self._partition, missing)
-        cursor = by_target[self._target]
-        self._was_failing = cursor.attempts > 0
-        return cursor
+        known = list(cursors.values_list("target", flat=True))
+        is_backlog = cursor.failing_since is not None and self._is_backlog()
+        return known, cursor.watermark, cursor.attempts > 0, is_backlog
 
     def release(self) -> None:
         """Give it back."""
-        self._relaxed(self._mine()).update(lease_token="", lease_until=None)
+        if self._is_postgresql:
+            self._execute(statements.RELEASE)
+        else:
+            self._mine().update(lease_token="", lease_until=None)
 
     def renew(self) -> None:
         """Have it for its whole time again.
@@ -170,23 +192,45 @@ class Lease:
 
     def confirm(
         self, position: int, event_count: int, first: int | None = None
-    ) -> None:
-        """Move the watermark.
+    ) -> bool:
+        """Move the watermark, and look whether there is more.
 
         Args:
             position: The last one that the target has accepted.
             event_count: How many rows that were.
             first: The position whose latency is recorded.
 
+        Returns:
+            Whether anything is unnumbered, or above the watermark.
+
         Raises:
             LeaseLostError: The lease is another's, or the watermark is further already.
         """
+        if self._is_postgresql:
+            found = self._execute(
+                statements.CONFIRM,
+                position=position,
+                event_count=event_count,
+                first=first,
+            )
+            if found is None:
+                raise LeaseLostError
+            has_more = bool(found[0])
+        else:
+            self._confirm(position, event_count, first)
+            has_more = self.has_work()
+        if self._was_failing:
+            self._was_failing, self.has_recovered = False, True
+            self._failing_others().update(next_attempt=None)
+        return has_more
+
+    def _confirm(self, position: int, event_count: int, first: int | None) -> None:
         values: dict[str, Any] = {}
         if first is not None:
             event = Event.objects.filter(partition=self._partition, position=first)
             values["latency"] = Now() - Subquery(event.values("created"))
         mine = self._mine().filter(watermark__lte=position)
-        confirmed = self._relaxed(mine).update(
+        confirmed = mine.update(
             watermark=position,
             lease_until=self._end(),
             attempts=0,
@@ -199,9 +243,6 @@ class Lease:
         )
         if not confirmed:
             raise LeaseLostError
-        if self._was_failing:
-            self._was_failing, self.has_recovered = False, True
-            self._failing_others().update(next_attempt=None)
 
     def fail(self, error: str) -> tuple[int, float] | None:
         """Give it back, for the target has failed, until a time by the number of failures.
@@ -251,6 +292,8 @@ class Lease:
 
     def has_work(self) -> bool:
         """Say whether anything is unnumbered, or numbered and not confirmed."""
+        if self._is_postgresql:
+            return self._execute(statements.LOOK) is not None
         unnumbered = Event.objects.using(self._using).filter(
             partition=self._partition, position__isnull=True
         )
@@ -258,10 +301,8 @@ class Lease:
         ahead = partition.filter(last_position__gt=OuterRef("watermark"))
         return self._rows().filter(Exists(unnumbered) | Exists(ahead)).exists()
 
-    def is_backlog(self, cursor: Cursor) -> bool:
+    def _is_backlog(self) -> bool:
         """Say whether the target has been failing for longer than BACKLOG_AFTER."""
-        if cursor.failing_since is None:
-            return False
         after = datetime.timedelta(seconds=conf.get_options().backlog_after)
         return self._rows().filter(failing_since__lt=Now() - after).exists()
 
@@ -297,18 +338,29 @@ class Lease:
     def _end(self) -> object:
         return Now() + datetime.timedelta(seconds=conf.get_options().lease_seconds)
 
-    def _relaxed(self, rows: QuerySet[Cursor]) -> QuerySet[Cursor]:
-        """Have an update of these rows not wait for the disk.
+    @property
+    def _is_postgresql(self) -> bool:
+        return connections[self._using].vendor == "postgresql"
 
-        To lose a confirmation repeats an id, to lose a lease costs its time: neither is
-        worth a flush. For that transaction only, without statements of its own.
-        """
-        if connections[self._using].vendor != "postgresql":
-            return rows
-        setting = Func(
-            Value("synchronous_commit"), Value("off"), Value(True),
-            function="set_config", output_field=TextField(),
-        )  # fmt: skip
-        return rows.annotate(synchronous_commit=setting).filter(
-            synchronous_commit="off"
-        )
+    def _execute(self, statement: str, **values: int | None) -> Any:
+        """Execute one that is written out: Django takes longer to than PostgreSQL."""
+        options = conf.get_options()
+        parameters: dict[str, Any] = {
+            **values,
+            "partition": self._partition,
+            "target": self._target,
+            "token": self._token,
+            "lease": options.lease_seconds,
+            "backlog": options.backlog_after,
+            "stale": STALE_FAILURE,
+        }
+        with connections[self._using].cursor() as cursor:
+            cursor.execute(statement.format(**_names(self._using)), parameters)
+            return cursor.fetchone() if cursor.description else None
+
+
+def _names(using: str) -> dict[str, str]:
+    models = {
+        "cursor": Cursor, "event": Event, "partition": Partition, "paused": PausedTarget,
+    }  # fmt: skip
+    return {name: table_name(using, model) for name, model in models.items()}

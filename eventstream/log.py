@@ -7,14 +7,36 @@ from collections.abc import Collection, Iterator
 
 from django.conf import settings
 from django.db import connections
-from django.db.models import Count, Max, Min, Q
+from django.db.models import Count, Max, Min, Model, Q
 from django.db.models.functions import Now
 
 from eventstream import conf
-from eventstream.models import Channel, Cursor, Event, EventKind, Partition
-from eventstream.rows import ChannelLog, LogEvent, OutboxRow, join_users, partition_of
+from eventstream.models import Channel, Cursor, DeadLetter, Event, EventKind, Partition
+from eventstream.rows import (
+    Batch,
+    ChannelLog,
+    LogEvent,
+    OutboxRow,
+    join_users,
+    partition_of,
+)
 
 _ROW_COLUMNS = OutboxRow._fields[:-1]
+
+# With what the relay has to look at besides, though there hardly ever is any.
+_READ = f"""
+SELECT {", ".join(_ROW_COLUMNS)},
+  EXISTS (
+    SELECT 1 FROM {{event}}
+    WHERE partition = %(partition)s AND kind = 1 AND position IS NOT NULL
+  ),
+  EXISTS (
+    SELECT 1 FROM {{letter}} WHERE partition = %(partition)s
+    AND position > %(after)s AND target = %(target)s
+  )
+FROM {{event}} WHERE partition = %(partition)s AND position > %(after)s
+ORDER BY position LIMIT %(limit)s
+"""  # noqa: S608  names of columns
 
 
 class Log:
@@ -39,17 +61,25 @@ class Log:
 
     # --- the relay
 
-    def read_partition(
-        self, using: str, partition: int, *, after: int, limit: int
-    ) -> list[OutboxRow]:
+    def read_batch(
+        self, using: str, partition: int, *, after: int, limit: int, target: str
+    ) -> Batch:
         """Return the numbered rows above a position, in order."""
-        rows = (
-            Event.objects.using(using)
-            .filter(partition=partition, position__gt=after)
-            .order_by("position")
-            .values_list(*_ROW_COLUMNS)
+        statement = _READ.format(
+            event=table_name(using, Event), letter=table_name(using, DeadLetter)
         )
-        return self._mark(using, partition, [OutboxRow(*row) for row in rows[:limit]])
+        values: dict[str, int | str] = {
+            "partition": partition, "after": after, "limit": limit, "target": target,
+        }  # fmt: skip
+        with connections[using].cursor() as cursor:
+            cursor.execute(statement, values)
+            found = cursor.fetchall()
+        if not found:
+            return Batch([], has_letters=False)
+        *_, has_kicks, has_letters = found[0]
+        rows = [OutboxRow(*row[:-2]) for row in found]
+        rows = self._mark(using, partition, rows) if has_kicks else rows
+        return Batch(rows, bool(has_letters))
 
     def read_newest(
         self, using: str, partition: int, *, after: int, up_to: int
@@ -256,3 +286,8 @@ def database_now(using: str) -> datetime.datetime:
         cursor.execute("SELECT statement_timestamp()")
         instant: datetime.datetime = cursor.fetchone()[0]
         return instant
+
+
+def table_name(using: str, model: type[Model]) -> str:
+    """Return a table's name, as statements write it."""
+    return connections[using].ops.quote_name(model._meta.db_table)

@@ -8,7 +8,7 @@ from django.db import connections, transaction
 from django.db.models import F
 
 from eventstream import conf
-from eventstream.log import Log, database_now
+from eventstream.log import Log, database_now, table_name
 from eventstream.models import Channel, DeadLetter, Event, Partition
 from eventstream.rows import LogEntry, partition_of
 from eventstream.signals import events_numbered
@@ -17,21 +17,35 @@ MAX_BATCH = 10_000
 RESET_STEP = 1_000_000_000
 """By how much ids move at least where the clock has gone back."""
 
-# One statement, so that a batch costs one round trip: channels of the batch get their ids
-# by one upsert, events their place by window functions. A kick counts as a position only.
+# One statement and one transaction, so that a batch costs one round trip: channels of the
+# batch get their ids by one upsert, events their place by window functions. A kick counts
+# as a position only. The statement sees the rows as they were when it began, and may then
+# have waited for the lock while another numbered them: `current` is empty then, as the
+# row that is locked is not the one that was seen, and nothing is done.
 _NUMBER_POSTGRESQL = """
-WITH batch AS (
+WITH new AS (
+  SELECT 1 FROM {event} WHERE partition = %(partition)s AND position IS NULL LIMIT 1
+), seen AS (
+  SELECT last_position, start_eid FROM {partition} WHERE number = %(partition)s
+), locked AS (
+  SELECT last_position, start_eid FROM {partition}
+  WHERE number = %(partition)s AND EXISTS (SELECT 1 FROM new) FOR NO KEY UPDATE
+), current AS (
+  SELECT l.last_position, l.start_eid FROM locked l
+  JOIN seen s ON s.last_position = l.last_position AND s.start_eid = l.start_eid
+), batch AS (
   SELECT id, channel, kind FROM {event}
-  WHERE partition = %(partition)s AND position IS NULL ORDER BY id LIMIT %(limit)s
+  WHERE partition = %(partition)s AND position IS NULL AND EXISTS (SELECT 1 FROM current)
+  ORDER BY id LIMIT %(limit)s
 ), grouped AS (
   SELECT channel, count(*) FILTER (WHERE kind = 0) AS event_count
   FROM batch GROUP BY channel
 ), upserted AS (
   INSERT INTO {channel} AS c (name, partition, last_eid)
-  SELECT channel, %(partition)s, event_count + %(start)s
-  FROM grouped WHERE event_count > 0
+  SELECT channel, %(partition)s, event_count + start_eid
+  FROM grouped, current WHERE event_count > 0
   ON CONFLICT (name) DO UPDATE
-  SET last_eid = c.last_eid + excluded.last_eid - %(start)s
+  SET last_eid = c.last_eid + excluded.last_eid - (SELECT start_eid FROM current)
   RETURNING name, last_eid
 ), numbered AS (
   SELECT b.id, row_number() OVER (ORDER BY b.id) AS place,
@@ -41,13 +55,14 @@ WITH batch AS (
   FROM batch b JOIN grouped g ON g.channel = b.channel
   LEFT JOIN upserted u ON u.name = b.channel
 ), moved AS (
-  UPDATE {event} e SET position = %(base)s + n.place, eid = n.eid
-  FROM numbered n WHERE e.id = n.id RETURNING 1
+  UPDATE {event} e SET position = current.last_position + n.place, eid = n.eid
+  FROM numbered n, current WHERE e.id = n.id RETURNING 1
 ), headed AS (
-  UPDATE {partition} SET last_position = %(base)s + (SELECT count(*) FROM batch)
-  WHERE number = %(partition)s
+  UPDATE {partition} p SET last_position = p.last_position + (SELECT count(*) FROM batch)
+  FROM current WHERE p.number = %(partition)s
 )
-SELECT count(*) FROM moved
+SELECT EXISTS (SELECT 1 FROM new), EXISTS (SELECT 1 FROM seen),
+  EXISTS (SELECT 1 FROM current), (SELECT count(*) FROM moved)
 """
 
 # SQLite takes no INSERT inside WITH: the same in two statements, under its one writer.
@@ -102,13 +117,7 @@ class Numbering(Log):
         """
         if not 1 <= limit <= MAX_BATCH:
             raise ValueError(f"limit must be 1 to {MAX_BATCH}, not {limit}")
-        unnumbered = Event.objects.using(using).filter(
-            partition=partition, position__isnull=True
-        )
-        if not unnumbered.exists():  # the usual answer, and it takes no lock
-            return 0
-        with transaction.atomic(using=using):
-            count = self._number(using, partition, limit)
+        count = self._number(using, partition, limit)
         if count:
             events_numbered.send_robust(
                 type(self), using=using, partition=partition, event_count=count
@@ -116,41 +125,53 @@ class Numbering(Log):
         return count
 
     def _number(self, using: str, partition: int, limit: int) -> int:
-        connection = connections[using]
-        quoted = connection.ops.quote_name
-        names = {
-            "event": quoted(Event._meta.db_table),
-            "channel": quoted(Channel._meta.db_table),
-            "partition": quoted(Partition._meta.db_table),
-        }
+        """Do so. That there is nothing is the usual answer, and takes no lock."""
+        if connections[using].vendor == "sqlite":
+            return self._number_sqlite(using, partition, limit)
+        values = {"partition": partition, "limit": limit}
+        statement = _NUMBER_POSTGRESQL.format(**_names(using))
+        while True:
+            with connections[using].cursor() as cursor:
+                cursor.execute(statement, values)
+                is_new, is_known, is_current, count = cursor.fetchone()
+            if is_current or not is_new:
+                return int(count)
+            if not is_known:
+                self._create_partition(using, partition)
+
+    def _number_sqlite(self, using: str, partition: int, limit: int) -> int:
+        unnumbered = Event.objects.using(using).filter(
+            partition=partition, position__isnull=True
+        )
+        if not unnumbered.exists():
+            return 0
+        names = _names(using)
         rows = Partition.objects.using(using).filter(number=partition)
-        if connection.vendor == "sqlite":
+        with transaction.atomic(using=using):
             # Takes the write lock also where transactions are not IMMEDIATE.
             rows.update(number=partition)
-            lock = rows
-        else:
-            lock = rows.select_for_update(no_key=True)
-        found = lock.values_list("last_position", "start_eid").first()
-        if found is None:
-            Partition.objects.using(using).bulk_create(
-                [Partition(number=partition, start_eid=self.start_eid(using))],
-                ignore_conflicts=True,
-            )
-            found = lock.values_list("last_position", "start_eid").get()
-        base, start = found
-        values = {"partition": partition, "limit": limit, "base": base, "start": start}
-        with connection.cursor() as cursor:
-            if connection.vendor == "sqlite":
+            found = rows.values_list("last_position", "start_eid").first()
+            if found is None:
+                self._create_partition(using, partition)
+                found = rows.values_list("last_position", "start_eid").get()
+            base, start = found
+            values = {
+                "partition": partition, "limit": limit, "base": base, "start": start,
+            }  # fmt: skip
+            with connections[using].cursor() as cursor:
                 cursor.execute(_UPSERT_SQLITE.format(**names), values)
                 cursor.execute(_NUMBER_SQLITE.format(**names), values)
                 # Not rowcount: sqlite3 gives -1 for a statement that begins with WITH.
                 cursor.execute("SELECT changes()")
-            else:
-                cursor.execute(_NUMBER_POSTGRESQL.format(**names), values)
-            count = int(cursor.fetchone()[0])
-        if connection.vendor == "sqlite":
+                count = int(cursor.fetchone()[0])
             rows.update(last_position=base + count)
         return count
+
+    def _create_partition(self, using: str, partition: int) -> None:
+        Partition.objects.using(using).bulk_create(
+            [Partition(number=partition, start_eid=self.start_eid(using))],
+            ignore_conflicts=True,
+        )
 
     def number_all(self, using: str, partition: int) -> int:
         """Number batch after batch until none is left; return how many."""
@@ -254,3 +275,12 @@ class Numbering(Log):
             head = base + len(entries)
             rows.update(last_position=head)
             return base, head
+
+
+def _names(using: str) -> dict[str, str]:
+    """Return the tables' names, as statements write them."""
+    return {
+        "event": table_name(using, Event),
+        "channel": table_name(using, Channel),
+        "partition": table_name(using, Partition),
+    }

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from eventstream import conf, instruments, tracing
 from eventstream.channelmanager import may_read
-from eventstream.cursors import Lease, LeaseLostError, ensure_cursors
+from eventstream.cursors import Lease, LeaseLostError, Taken, ensure_cursors
 from eventstream.deadletters import without_given_up, write_letters
 from eventstream.exceptions import (
     PublishError,
@@ -185,15 +185,17 @@ class _Relay:
             self._flag.lower()
 
     def _run(self, *, force: bool) -> Report:
-        cursor = self._take(force=force)
-        while cursor is not None:
+        taken = self._take(force=force)
+        while taken is not None:
             try:
-                self._drain(cursor)
+                self._drain(taken)
             except PublishError as error:
                 self._record_failure(error)
                 return self._report(Outcome.FAILED, str(error))
             except LeaseLostError:
-                logger.warning("Lost the lease of %s", cursor)
+                logger.warning(
+                    "Lost the lease of %s / %s", self._target.name, self._partition
+                )
             except BaseException:
                 # A worker's time limit or shutdown: hand the rest on at once.
                 self._lease.release()
@@ -204,21 +206,21 @@ class _Relay:
                 if not self._lease.has_work():
                     return self._report(Outcome.DONE)
                 self._flag.keep_up()
-            cursor = self._take(force=force)
+            taken = self._take(force=force)
         return self._not_acquired(force=force)
 
-    def _take(self, *, force: bool) -> Cursor | None:
+    def _take(self, *, force: bool) -> Taken | None:
         """Take the lease. If somebody has it, they look after any event of until now.
 
         So that it is true of events that saw the flag raised, it is lowered before the
         last try: whoever has the lease then has not looked for the last time yet.
         """
-        cursor = self._lease.take(force=force)
-        if cursor is None:
+        taken = self._lease.take(force=force)
+        if taken is None:
             self._flag.lower()
             ensure_cursors(self._storage, self._using, self._partition)
-            cursor = self._lease.take(force=force)
-        return cursor
+            taken = self._lease.take(force=force)
+        return taken
 
     def _facts(self, **facts: object) -> dict[str, object]:
         """Return a log line's facts by name, for formatters that keep them apart."""
@@ -247,37 +249,40 @@ class _Relay:
 
     # --- number, publish, confirm
 
-    def _drain(self, cursor: Cursor) -> None:
+    def _drain(self, taken: Taken) -> None:
         options = conf.get_options()
-        watermark = cursor.watermark
-        if self._lease.is_backlog(cursor):
+        watermark = taken.watermark
+        if taken.is_backlog:
             watermark = self._publish_backlog(watermark)
         while True:
             began = time.monotonic()
             self._storage.number_batch(
                 self._using, self._partition, limit=options.batch_size
             )
-            rows = self._storage.read_partition(
-                self._using, self._partition, after=watermark, limit=options.batch_size
+            rows, has_letters = self._storage.read_batch(
+                self._using,
+                self._partition,
+                after=watermark,
+                limit=options.batch_size,
+                target=self._target.name,
             )
             rows = [ask_again(row) for row in rows]
             if not rows:
                 self._pass_over_pruned(watermark)
                 return
-            for batch, items in self._batches(self._without_given_up(rows)):
+            has_more = True
+            some = self._without_given_up(rows) if has_letters else rows
+            for batch, items in self._batches(some):
                 self._publish(batch, items)
                 watermark = batch[-1].position
-                self._confirm(watermark, len(batch), batch[0].position)
+                has_more = self._confirm(watermark, len(batch), batch[0].position)
             if watermark < rows[-1].position:  # the last were given up
                 watermark = rows[-1].position
-                self._confirm(watermark, 0)
-            if len(rows) == options.batch_size:
-                is_over = self._lease.pause() is not None
-            else:
-                is_over = not self._lease.has_work()
-            if is_over:
+                has_more = self._confirm(watermark, 0)
+            is_full = len(rows) == options.batch_size
+            if not has_more or (is_full and self._lease.pause() is not None):
                 return
-            if len(rows) < options.batch_size:
+            if not is_full:
                 # A steady sender: batches grow while the relay rests for as long as it
                 # worked, and the other half of the processor is the sender's.
                 time.sleep(min(time.monotonic() - began, MAX_REST))
@@ -291,9 +296,10 @@ class _Relay:
         The head is read first, so what is numbered meanwhile is never passed over.
         """
         head = self._storage.last_position(self._using, self._partition)
-        if head > watermark and not self._storage.read_partition(
-            self._using, self._partition, after=watermark, limit=1
-        ):
+        rows, _ = self._storage.read_batch(
+            self._using, self._partition, after=watermark, limit=1, target=""
+        )
+        if head > watermark and not rows:
             self._confirm(head, 0)
 
     def _publish_backlog(self, watermark: int) -> int:
@@ -408,8 +414,8 @@ class _Relay:
 
     def _confirm(
         self, position: int, event_count: int, first: int | None = None
-    ) -> None:
-        self._lease.confirm(position, event_count, first)
+    ) -> bool:
+        has_more = self._lease.confirm(position, event_count, first)
         self._event_count += event_count
         events_confirmed.send_robust(
             Cursor,
@@ -419,6 +425,7 @@ class _Relay:
             event_count=event_count,
             position=position,
         )
+        return has_more
 
     def _record_failure(self, error: PublishError) -> None:
         failure = self._lease.fail(str(error))

@@ -87,12 +87,12 @@ class _Retry:
 
     def run(self, keys: Collection[int]) -> RetryReport:
         ensure_cursors(self._storage, self._using, self._partition)
-        cursor = self._lease.take(force=True)
-        if cursor is None:
+        taken = self._lease.take(force=True)
+        if taken is None:
             return RetryReport(busy=len(keys))
         report = RetryReport()
         try:
-            self._retry_letters(report, cursor.watermark, keys)
+            self._retry_letters(report, taken.watermark, keys)
         except PublishError as error:
             report.error = str(error)
         except LeaseLostError:

@@ -32,6 +32,18 @@ class OutboxRow(NamedTuple):
         return f"<OutboxRow {self.channel}:{self.eid}>"
 
 
+class Batch(NamedTuple):
+    """What a relay has read of a partition.
+
+    Attributes:
+        rows: In order.
+        has_letters: Some of them may be dead letters of the target: given up already.
+    """
+
+    rows: list[OutboxRow]
+    has_letters: bool
+
+
 class LogEvent(NamedTuple):
     """An event of one channel, as a reader needs it."""
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from django.db import connections
-from django.db.models import Model
 
 from eventstream import conf
+from eventstream.log import table_name
 from eventstream.models import Event
 from eventstream.numbering import Numbering
 from eventstream.pruning import Pruning
@@ -46,7 +46,7 @@ class DjangoModelStorage(Numbering, Pruning):
             return
         values = [getattr(event, name) for name in _WRITTEN]
         with connection.cursor() as cursor:
-            cursor.execute(_INSERT.format(event=_quoted(using, Event)), values)
+            cursor.execute(_INSERT.format(event=table_name(using, Event)), values)
             event.pk = cursor.fetchone()[0]
         event._state.adding, event._state.db = False, using
 
@@ -58,10 +58,6 @@ class DjangoModelStorage(Numbering, Pruning):
         rows = Event.objects.using(using)
         rows.bulk_create([event], ignore_conflicts=True)
         return rows.get(channel=event.channel, idempotency_key=event.idempotency_key)
-
-
-def _quoted(using: str, model: type[Model]) -> str:
-    return connections[using].ops.quote_name(model._meta.db_table)
 
 
 def get_storage() -> DjangoModelStorage:

@@ -295,7 +295,11 @@ async def send_after_a_kick() -> None:
 async def read_rows(channel: str) -> list[OutboxRow]:
     def work() -> list[OutboxRow]:
         partition = partition_of(channel)
-        return get_storage().read_partition("default", partition, after=0, limit=100)
+        return (
+            get_storage()
+            .read_batch("default", partition, after=0, limit=100, target="")
+            .rows
+        )
 
     return await sync_to_async(work)()
 

@@ -146,8 +146,8 @@ def test_first_event_after_a_kick_names_the_kicked_and_no_other() -> None:
 
     def marks(after: int) -> list[str]:
         get_storage().number_all("default", partition)
-        rows = get_storage().read_partition(
-            "default", partition, after=after, limit=100
+        rows, _ = get_storage().read_batch(
+            "default", partition, after=after, limit=100, target="a"
         )
         return [row.kicked for row in rows if row.kind == EventKind.EVENT]
 
@@ -162,3 +162,27 @@ def test_first_event_after_a_kick_names_the_kicked_and_no_other() -> None:
     assert marks(after=2) == [",2,3,", ""]
     assert marks(after=3) == [",2,3,", ""]  # a kick was in the batch before
     assert marks(after=5) == [""]
+
+
+def test_numbering_that_waited_for_another_numbers_nothing_twice() -> None:
+    send_event("orders", "message", 0)
+    number_everything()
+    for n in range(3):
+        send_event("orders", "message", n)
+    counts: list[int] = []
+
+    def number() -> None:
+        counts.append(get_storage().number_all("default", partition_of("orders")))
+        connections["default"].close()
+
+    second = threading.Thread(target=number)
+    with transaction.atomic():
+        counts.append(get_storage().number_all("default", partition_of("orders")))
+        second.start()
+        second.join(0.5)  # it has seen the events without a number, and waits
+        is_waiting = second.is_alive()
+    second.join()
+
+    assert is_waiting
+    assert sorted(counts) == [0, 3]
+    assert_consistent()

@@ -26,20 +26,21 @@ STREAMS = "tests/acceptance/test_streams.py"
 
 
 class Mutation(NamedTuple):
-    """What to change, and which test must notice."""
+    """What to change, and which test must notice, on SQLite or on PostgreSQL."""
 
     name: str
     file: str
     old: str
     new: str
     test: str
+    on_postgresql: bool = False
 
 
 MUTATIONS = [
     Mutation(
         "confirmed before it is published", "eventstream/relay.py",
-        "self._publish(batch, items)\n                watermark = batch[-1].position\n                self._confirm(watermark, len(batch), batch[0].position)",
-        "watermark = batch[-1].position\n                self._confirm(watermark, len(batch), batch[0].position)\n                self._publish(batch, items)",
+        "self._publish(batch, items)\n                watermark = batch[-1].position\n                has_more = self._confirm(watermark, len(batch), batch[0].position)",
+        "watermark = batch[-1].position\n                has_more = self._confirm(watermark, len(batch), batch[0].position)\n                self._publish(batch, items)",
         f"{RELAY}::test_failing_target_holds_up_no_other",
     ),
     Mutation(
@@ -122,6 +123,37 @@ MUTATIONS = [
         "rows.update(last_position=base + count)",
         "rows.update(last_position=base + 1)",
         NUMBERING,
+    ),
+    Mutation(
+        "what has waited for the numbering lock numbers what it saw before", "eventstream/numbering.py",
+        "ON s.last_position = l.last_position AND s.start_eid = l.start_eid", "ON true",
+        f"{NUMBERING}::test_numbering_that_waited_for_another_numbers_nothing_twice", True,
+    ),
+    Mutation(
+        "a watermark goes back, on PostgreSQL", "eventstream/statements.py",
+        "AND c.watermark <= %(position)s", "",
+        f"{RELAY}::test_watermark_never_goes_back", True,
+    ),
+    Mutation(
+        "confirmed without the lease, on PostgreSQL", "eventstream/statements.py",
+        "  AND c.lease_token = %(token)s AND c.watermark", "  AND c.watermark",
+        f"{RELAY}::test_relay_that_lost_its_lease_confirms_nothing", True,
+    ),
+    Mutation(
+        "a lease is taken while another has it, on PostgreSQL", "eventstream/statements.py",
+        "  AND (c.lease_until IS NULL OR c.lease_until < statement_timestamp())\n", "",
+        RELAY, True,
+    ),
+    Mutation(
+        "a batch with more behind it is the last, on PostgreSQL", "eventstream/statements.py",
+        "AND last_position > %(position)s\n", "AND false\n",
+        RELAY, True,
+    ),
+    Mutation(
+        "numbered in descending order, on PostgreSQL", "eventstream/numbering.py",
+        "row_number() OVER (ORDER BY b.id) AS place,\n    CASE WHEN b.kind = 0 THEN u.last_eid",
+        "row_number() OVER (ORDER BY b.id DESC) AS place,\n    CASE WHEN b.kind = 0 THEN u.last_eid",
+        NUMBERING, True,
     ),
     Mutation(
         "prune does not look at the watermark", "eventstream/pruning.py",
@@ -282,8 +314,9 @@ def is_noticed(mutation: Mutation, directory: Path) -> bool:
     if text.count(mutation.old) != 1:
         raise LookupError(f"{mutation.name}: not once in {mutation.file}")
     path.write_text(text.replace(mutation.old, mutation.new))
+    server = ["-m", "tests.support.postgres", "--", sys.executable]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
+        [sys.executable, *(server if mutation.on_postgresql else []), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
         cwd=directory, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode not in (0, 1):

@@ -1,0 +1,75 @@
+"""What a relay writes and asks for every batch, written out for PostgreSQL.
+
+Django takes longer to put them together than PostgreSQL to execute them, and has no
+`UPDATE … RETURNING`. On SQLite cursors.py says the same through Django.
+
+No write here waits for the disk: to lose a confirmation repeats an id, to lose a lease costs
+its time. So `synchronous_commit` is set for that transaction only, within the statement.
+"""
+
+from __future__ import annotations
+
+TAKE = """
+UPDATE {cursor} c SET lease_token = %(token)s,
+  lease_until = statement_timestamp() + %(lease)s * interval '1 second'
+WHERE c.partition = %(partition)s AND c.target = %(target)s
+  AND (c.lease_until IS NULL OR c.lease_until < statement_timestamp())
+  AND NOT EXISTS (SELECT 1 FROM {paused} WHERE name = %(target)s)
+  AND set_config('synchronous_commit', 'off', true) = 'off'
+RETURNING ARRAY(SELECT target FROM {cursor} WHERE partition = %(partition)s), c.watermark,
+  c.attempts > 0, coalesce(
+    c.failing_since < statement_timestamp() - %(backlog)s * interval '1 second', false
+  )
+"""
+
+TAKE_IF_DUE = TAKE.replace(
+    "RETURNING",
+    """
+  AND (c.next_attempt IS NULL OR c.next_attempt <= statement_timestamp())
+  AND NOT (c.attempts = 0 AND EXISTS (
+    SELECT 1 FROM {cursor} o
+    WHERE o.target = %(target)s AND o.partition <> %(partition)s AND o.attempts > 0
+      AND o.next_attempt > statement_timestamp() - %(stale)s * interval '1 second'
+  ))
+RETURNING""",
+)
+
+CONFIRM = """
+UPDATE {cursor} c SET watermark = %(position)s,
+  lease_until = statement_timestamp() + %(lease)s * interval '1 second',
+  attempts = 0, next_attempt = NULL, failing_since = NULL, last_error = '',
+  confirmed_at = statement_timestamp(),
+  confirmed_count = c.confirmed_count + %(event_count)s,
+  latency = CASE WHEN %(first)s::bigint IS NULL THEN c.latency
+    ELSE statement_timestamp() - (
+      SELECT created FROM {event}
+      WHERE partition = %(partition)s AND position = %(first)s
+    ) END
+WHERE c.partition = %(partition)s AND c.target = %(target)s
+  AND c.lease_token = %(token)s AND c.watermark <= %(position)s
+  AND set_config('synchronous_commit', 'off', true) = 'off'
+RETURNING EXISTS (
+    SELECT 1 FROM {event} WHERE partition = %(partition)s AND position IS NULL
+  ) OR EXISTS (
+    SELECT 1 FROM {partition}
+    WHERE number = %(partition)s AND last_position > %(position)s
+  )
+"""
+
+RELEASE = """
+UPDATE {cursor} c SET lease_token = '', lease_until = NULL
+WHERE c.partition = %(partition)s AND c.target = %(target)s
+  AND c.lease_token = %(token)s
+  AND set_config('synchronous_commit', 'off', true) = 'off'
+"""
+
+LOOK = """
+SELECT 1 FROM {cursor} c WHERE c.partition = %(partition)s AND c.target = %(target)s AND (
+  EXISTS (
+    SELECT 1 FROM {event} WHERE partition = %(partition)s AND position IS NULL
+  ) OR EXISTS (
+    SELECT 1 FROM {partition}
+    WHERE number = %(partition)s AND last_position > c.watermark
+  )
+)
+"""
