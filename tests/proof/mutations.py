@@ -162,7 +162,7 @@ MUTATIONS = [
     ),
     Mutation(
         "prune by age", "eventstream/pruning.py",
-        "bound = min(bound, first_young - 1)", "pass",
+        "last = bound = young - 1", "pass",
         f"{RELAY}::test_prune_makes_no_hole_when_ages_are_inverted",
     ),
     Mutation(
