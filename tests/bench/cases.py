@@ -358,7 +358,7 @@ def _pushpin_floor(bench: Bench) -> Figures:
 
 def idle(bench: Bench, side: str) -> Figures:
     """Streams that nothing is sent to: memory each, connections, queries, CPU."""
-    count = bench.scale.streams
+    count, seconds = bench.scale.streams, 8 if bench.is_quick else 20
     if side == "floor":
         port = free_port()
         process = Process(
@@ -369,16 +369,22 @@ def idle(bench: Bench, side: str) -> Figures:
         )  # fmt: skip
         with process:
             process.wait_until(lambda: is_listening(port), "the floor listens")
-            return _hold(process, port, ["/"], count, None)
+            return _hold(process, port, ["/"], count, None, seconds)
     with bench.ours() as found:
         web = found.start_web()
         with load(found.port, [found.path("warm")]) as client:
             client.until_open()
-        return _hold(web, found.port, [found.path("orders")], count, found.env["ES_DB"])
+        path = [found.path("orders")]
+        return _hold(web, found.port, path, count, found.env["ES_DB"], seconds)
 
 
 def _hold(
-    web: Process, port: int, paths: list[str], count: int, url: str | None
+    web: Process,
+    port: int,
+    paths: list[str],
+    count: int,
+    url: str | None,
+    wait: float,
 ) -> Figures:
     empty = memory_bytes(web)
     with load(port, paths, clients=count, expect=1, timeout=600) as client:
@@ -387,7 +393,7 @@ def _hold(
         memory = memory_bytes(web)
         queries = _count_queries(url)
         cpu, began = cpu_seconds(web), time.monotonic()
-        time.sleep(20)
+        time.sleep(wait)
         seconds = time.monotonic() - began
         share = (cpu_seconds(web) - cpu) / seconds
         return {
