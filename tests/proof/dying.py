@@ -56,9 +56,7 @@ POINTS = {
     "sender, committed, nobody woken": Point("send", "eventstream.api", "_wake", False),
     "relay, before the lease": Point("relay", _CURSORS, "Lease.take", False),
     "relay, leased": Point("relay", _CURSORS, "Lease.take", True),
-    "relay, ids given": Point(
-        "relay", _STORAGE, "DjangoModelStorage._number", True
-    ),
+    "relay, ids given": Point("relay", _STORAGE, "DjangoModelStorage._number", True),
     "relay, ids committed": Point(
         "relay", _STORAGE, "DjangoModelStorage.number_batch", True
     ),
