@@ -13,6 +13,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,15 +59,16 @@ def is_listening(port: int) -> bool:
     return False
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(number: signal.Signals) -> None:
     if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc.prctl(_PR_SET_PDEATHSIG, number)
 
 
 class Process:
     """A command in a process group of its own, with its output in a file.
 
-    It dies with this process, by the kernel's hand if need be.
+    It dies with this process, by the kernel's hand if need be: by SIGKILL, or by the
+    `death_signal` on which it ends what it has started in other groups.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Process:
         cwd: Path = ROOT,
         user: tuple[int, int] | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
+        death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
         self.argv = list(argv)
         log, self._log = tempfile.mkstemp(prefix="es-log-")
@@ -91,7 +94,7 @@ class Process:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(_die_with_parent, death_signal),
             user=uid,
             group=gid,
             extra_groups=[] if uid is not None else None,

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from deploy.pushpin import PushpinConfig, command
 from tests.support.processes import Process, free_port, is_listening
 
 KEY = "tests-only-0123456789-0123456789-0123456789"
+
+
+class _Pushpin(Process):
+    """Its runner, and the parts that it has started, each in a group of its own."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        super().__init__(argv, death_signal=signal.SIGTERM)
+        self._parts: list[psutil.Process] = []
+
+    def find_parts(self) -> None:
+        """Note the parts: they outlive a runner that is killed."""
+        self._parts = psutil.Process(self.pid).children(recursive=True)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to all of it."""
+        super().send_signal(number)
+        for part in self._parts:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                part.send_signal(number)
 
 
 class Pushpin:
@@ -40,10 +63,11 @@ class Pushpin:
 
     def start(self) -> Process:
         """Start it, again if it was stopped, on the same ports."""
-        self.process = Process(command(self.config.write()))
+        self.process = process = _Pushpin(command(self.config.write()))
         for port in (self.config.publish_port, self.port):
-            self.process.wait_until(partial(is_listening, port), "Pushpin listens")
-        return self.process
+            process.wait_until(partial(is_listening, port), "Pushpin listens")
+        process.find_parts()
+        return process
 
     def freeze(self) -> None:
         """Stop the clock of all its processes; `thaw` goes on."""
