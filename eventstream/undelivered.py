@@ -62,7 +62,7 @@ class Lack:
     Attributes:
         target: Its name; "" where none is configured.
         is_dead: It refused the event for good, or an operator gave it up.
-        is_paused: Nothing is published there for now.
+        pause: Why nothing is published there for now; "" if it is not paused.
         is_configured: It is in the settings.
         attempts, failing_since, next_attempt: Of its partition, or of the one that tries
             the failing target for all; none of a dead letter.
@@ -72,7 +72,7 @@ class Lack:
 
     target: str
     is_dead: bool = False
-    is_paused: bool = False
+    pause: str = ""
     is_configured: bool = True
     attempts: int = 0
     failing_since: datetime.datetime | None = None
@@ -283,22 +283,21 @@ class _Finder:
         rows = rows.annotate(beginning=Left("data", EXCERPT_LENGTH + 1))
         events = {event.pk: event for event in rows.defer("data", "skip_users")}
         letters = self._letters(ids)
-        paused = set(
-            PausedTarget.objects.using(self._using).values_list("name", flat=True)
-        )
+        paused = PausedTarget.objects.using(self._using)
+        pauses = {pause.name: pause.describe() for pause in paused}
         found = []
         for pk in ids:
             event = events.get(pk)
             if event is None:
                 continue  # pruned meanwhile
-            lacks = list(self._lacks(event, letters.get(pk, {}), paused))
+            lacks = list(self._lacks(event, letters.get(pk, {}), pauses))
             if lacks:
                 age = max(0.0, (self._now - event.created).total_seconds())
                 found.append(UndeliveredEvent(event, age, lacks))
         return found
 
     def _lacks(
-        self, event: Event, letters: dict[str, DeadLetter], paused: set[str]
+        self, event: Event, letters: dict[str, DeadLetter], pauses: dict[str, str]
     ) -> Iterator[Lack]:
         search = self._search
         if not self._configured and event.position is None:
@@ -313,7 +312,7 @@ class _Finder:
                     yield Lack(
                         name,
                         is_dead=True,
-                        is_paused=name in paused,
+                        pause=pauses.get(name, ""),
                         is_configured=is_configured,
                         error=letter.error,
                         letter_id=letter.pk,
@@ -325,7 +324,7 @@ class _Finder:
                     cursor = self._failing.get(name, cursor)
                 yield Lack(
                     name,
-                    is_paused=name in paused,
+                    pause=pauses.get(name, ""),
                     attempts=cursor.attempts if cursor else 0,
                     failing_since=cursor.failing_since if cursor else None,
                     next_attempt=cursor.next_attempt if cursor else None,

@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from django.core.management.base import CommandError
-from django.db.models import Q
 
 from eventstream import conf
 from eventstream.api import EventState, send_event
 from eventstream.console.overview import format_instant
 from eventstream.console.screen import Screen
 from eventstream.exceptions import InvalidEventError
-from eventstream.log import database_now
-from eventstream.models import Cursor, DeadLetter, Event, EventKind, PausedTarget
+from eventstream.models import Event, EventKind
 from eventstream.reading import number_stale
 from eventstream.specs import check_channel
 from eventstream.status import Level
 from eventstream.storage import alias_of, get_storage
 from eventstream.targets import get_targets
+from eventstream.undelivered import (
+    DEAD,
+    WAITING,
+    Lack,
+    Search,
+    UndeliveredEvent,
+    find_undelivered,
+)
 from eventstream.words import describe_seconds
 
 POLL_SECONDS = 0.25
@@ -67,7 +72,10 @@ def send(
     if state is EventState.UNSTORED:
         screen.line(f"Sent to {channel}, best effort: nobody knows who received it.")
         return 0
-    screen.line(f"{channel}:{sent.event_id or 'no id yet'} is {state.value}.")
+    if sent.event_id is None:
+        screen.line(f"The event on {channel} is stored, and has no id yet.")
+    else:
+        screen.line(f"{channel}:{sent.event_id} is {state.value}.")
     if state is EventState.CONFIRMED:
         return 0
     screen.finding(
@@ -120,43 +128,6 @@ def tail(
     return 0
 
 
-@dataclass(frozen=True)
-class Undelivered:
-    """An event that has not reached a target, and why."""
-
-    event: Event
-    target: str
-    reason: str
-
-
-def find_undelivered(
-    using: str, *, targets: Collection[str], limit: int
-) -> Iterator[Undelivered]:
-    """Yield the first undelivered events of each target, the oldest place first."""
-    unnumbered = Event.objects.using(using).filter(position=None).defer("data")
-    waiting = list(unnumbered.order_by("partition", "pk")[:limit])
-    pauses = {pause.name: pause for pause in PausedTarget.objects.using(using)}
-    heads = get_storage().heads(using)
-    for name in targets:
-        found = 0
-        cursors = Cursor.objects.using(using).filter(target=name)
-        for cursor in cursors.order_by("partition"):
-            if cursor.watermark >= heads.get(cursor.partition, 0):
-                continue
-            rows = Event.objects.using(using).filter(
-                partition=cursor.partition, position__gt=cursor.watermark
-            )
-            if name in pauses:
-                reason = pauses[name].describe()
-            else:
-                reason = cursor.last_error or "no relay has tried yet"
-            for event in rows.defer("data").order_by("position")[: limit - found]:
-                yield Undelivered(event, name, reason)
-                found += 1
-        for event in waiting[: limit - found]:
-            yield Undelivered(event, name, "it has no id yet: no relay has come by")
-
-
 def show_undelivered(
     screen: Screen,
     *,
@@ -167,49 +138,55 @@ def show_undelivered(
     as_json: bool,
 ) -> int:
     """Write which events have not reached which target, why, and since when."""
-    now = database_now(using)
-    names = targets or list(get_targets())
+    state = DEAD if is_dead else WAITING
     rows: list[dict[str, Any]] = []
-    if is_dead:
-        where = Q(target__in=names)
-        letters = DeadLetter.objects.using(using).filter(where).order_by("-pk")
-        for letter in letters[:limit]:
-            rows.append(
-                _row(letter.event_id, letter.channel, letter.eid, letter.created, now)
-                | {"target": letter.target, "why": letter.error}
-            )
-    else:
-        for item in find_undelivered(using, targets=names, limit=limit):
-            event = item.event
-            channel = event.channel
-            if event.kind == EventKind.KICK:
-                channel += " (kick)"
-            rows.append(
-                _row(event.pk, channel, event.eid, event.created, now)
-                | {"target": item.target, "why": item.reason}
-            )
+    # Without any target, events wait for their ids only.
+    for name in targets or list(get_targets()) or [""]:
+        search = Search(target=name, state=state)
+        found = find_undelivered(using, search, limit=limit)
+        rows += [_row(item, lack) for item in found.events for lack in item.lacks]
     if as_json:
         screen.line(json.dumps(rows))
     elif not rows:
         screen.line("No dead letters." if is_dead else "Nothing is undelivered.")
     else:
-        columns = ["event", "channel", "id", "target", "since", "age", "why"]
+        columns = [
+            "event",
+            "channel",
+            "id",
+            "target",
+            "since",
+            "age",
+            "attempts",
+            "why",
+        ]
         screen.table(columns, [[row[name] for name in columns] for row in rows])
         if len(rows) >= limit:
             screen.line(f"The first {limit} of each target; more with --limit.")
     return 1 if rows else 0
 
 
-def _row(
-    pk: int, channel: str, eid: int | None, created: Any, now: Any
-) -> dict[str, Any]:
+def _row(item: UndeliveredEvent, lack: Lack) -> dict[str, Any]:
+    event = item.event
     return {
-        "event": str(pk),
-        "channel": channel,
-        "id": None if eid is None else str(eid),
-        "since": format_instant(created),
-        "age": describe_seconds(max(0.0, (now - created).total_seconds())),
+        "event": str(event.pk),
+        "channel": event.channel + " (kick)" * (event.kind == EventKind.KICK),
+        "id": None if event.eid is None else str(event.eid),
+        "target": lack.target or "none",
+        "since": format_instant(event.created),
+        "age": describe_seconds(item.age_seconds),
+        "attempts": lack.attempts,
+        "next_attempt": format_instant(lack.next_attempt),
+        "why": _why(event, lack),
     }
+
+
+def _why(event: Event, lack: Lack) -> str:
+    if lack.pause:
+        return lack.pause
+    if event.position is None:
+        return "it has no id yet: no relay has come by"
+    return lack.error or "no relay has tried yet"
 
 
 def choose_alias(using: str | None) -> str:
