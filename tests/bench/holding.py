@@ -111,7 +111,7 @@ def slow_client(bench: Bench, side: str) -> Figures:
 
 
 def growth_by_clients(bench: Bench, side: str) -> Figures:
-    """How memory a stream and latency grow with clients: 20 events at 10/s to each.
+    """How memory a stream and latency grow with clients: 20 events at 4/s to each.
 
     The value is the median latency of the most clients by that of a tenth of them.
     """
@@ -141,7 +141,7 @@ def _point(found: Ours, web: Process, clients: int) -> Figures:
         client.until_open()
         time.sleep(1)
         memory, cpu = memory_bytes(web), cpu_seconds(web)
-        found.send("rate", channel, 20, 10)
+        found.send("rate", channel, 20, 4)
         received = client.result()
         spent = cpu_seconds(web) - cpu
     return {
