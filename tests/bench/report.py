@@ -131,6 +131,55 @@ def plot(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_growth(results: dict[str, Any], path: Path) -> None:
+    """Draw, for each case that has points, its figures by their size: flat is good."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "eventstream"
+    cases = [
+        case
+        for case in CASES
+        if results.get(case.name, {})
+        .get("ours", {})
+        .get("rounds", [{}])[-1]
+        .get("points")
+    ]
+    if not cases:
+        return
+    figure, axes = plt.subplots(
+        len(cases),
+        3,
+        figsize=(9, 2.1 * len(cases)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for case, row in zip(cases, axes, strict=True):
+        points = results[case.name]["ours"]["rounds"][-1]["points"]
+        sizes = [point.get("size") or point["clients"] for point in points]
+        groups = [[], [], []]  # type: list[list[str]]
+        for name in points[0]:
+            if name.endswith("_ms"):
+                groups[0].append(name)
+            elif name.endswith("_second"):
+                groups[1].append(name)
+            elif name.endswith(("_mb", "_stream")):
+                groups[2].append(name)
+        for axis, names in zip(row, groups, strict=True):
+            for name in names:
+                values = [point[name] or 0 for point in points]
+                axis.plot(sizes, values, marker="o", label=name.replace("_", " "))
+            axis.set_xscale("log")
+            axis.set_ylim(bottom=0)
+            axis.legend(fontsize=6)
+            axis.tick_params(labelsize=7)
+        row[0].set_title(case.name.replace("-", " by ", 1), fontsize=8, loc="left")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def write(path: Path, directory: Path, *, is_quick: bool) -> None:
     """Write the page and its plot beside the results; of a quick run, only print."""
     content = json.loads(path.read_text())
@@ -139,7 +188,10 @@ def write(path: Path, directory: Path, *, is_quick: bool) -> None:
     if is_quick:
         return
     plot(results, directory / "sides.svg")
+    plot_growth(results, directory / "growth.svg")
     page = _INTRO.format(**content) + table(results) + "\n![Sides](sides.svg)\n"
+    if (directory / "growth.svg").exists():
+        page += "\nHow cost grows, each axis from nothing: flat is good.\n\n![Growth](growth.svg)\n"
     limits = directory / "findings.md"
     page += "\n[What falls short, and why](findings.md)\n" if limits.exists() else ""
     (directory / "README.md").write_text(page + notes(results))

@@ -60,6 +60,16 @@ def run_single(side: str, channel: str, count: int, first: int) -> dict[str, Any
     }
 
 
+def run_spread(side: str, name: str, channels: int, count: int) -> dict[str, Any]:
+    """Send as fast as it goes, to channels in turn."""
+    send = sender(side)
+    send(f"{name}-0", payload(0))
+    started = time.perf_counter()
+    for number in range(count):
+        send(f"{name}-{number * 7919 % channels}", payload(number))
+    return {"count": count, "seconds": time.perf_counter() - started}
+
+
 def run_until(side: str, channel: str, seconds: float, held: float) -> dict[str, Any]:
     """Send for so long, each in a transaction held open for some seconds."""
     from django.db import transaction
@@ -174,6 +184,8 @@ def main() -> None:
     django.setup()
     if what == "single":
         result = run_single(side, arguments[0], int(arguments[1]), 1)
+    elif what == "spread":
+        result = run_spread(side, arguments[0], int(arguments[1]), int(arguments[2]))
     elif what == "until":
         result = run_until(side, arguments[0], float(arguments[1]), float(arguments[2]))
     elif what == "crossed":

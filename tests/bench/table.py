@@ -20,6 +20,11 @@ from tests.bench.cases import (
     send_held,
     send_single,
 )
+from tests.bench.growth import (
+    growth_by_backlog,
+    growth_by_channels,
+    growth_by_log,
+)
 from tests.bench.holding import growth_by_clients, proxy_restart, slow_client
 
 
@@ -71,5 +76,8 @@ CASES = [
     Case("proxy-restart", "Pushpin restarted under its clients: until all have all", "s", ("ours",), proxy_restart, is_low_good=True, is_once=True),
     Case("slow-client", "growth of the web process while a client does not read", "MiB", ("ours",), slow_client, is_low_good=True, is_once=True),
     Case("growth-clients", "median latency, most clients by a tenth of them", "times", ("ours",), growth_by_clients, is_low_good=True, is_once=True),
+    Case("growth-channels", "median latency, 100,000 channels by 10", "times", ("ours",), growth_by_channels, is_low_good=True, is_once=True),
+    Case("growth-log", "median latency, 1,000,000 events in the log by 1,000", "times", ("ours",), growth_by_log, is_low_good=True, is_once=True),
+    Case("growth-backlog", "median latency beside a backlog, 100,000 events by 1,000", "times", ("ours",), growth_by_backlog, is_low_good=True, is_once=True),
     Case("prune", "prune while sending", "rows/s", ("floor", "ours"), prune, to_floor=0.7),
 ]  # fmt: skip
