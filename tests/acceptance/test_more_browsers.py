@@ -64,7 +64,8 @@ class Tab:
         return [int(position.rpartition(":")[2]) for position in seen]
 
     def until_seen(self, last: int) -> list[int]:
-        wait_for(lambda: last in self.ids(), f"event {last}", timeout=45)
+        is_there = f"seen.some(([id]) => id.endsWith(':{last}'))"
+        wait_for(lambda: self.page.evaluate(is_there), f"event {last}", timeout=45)
         return self.ids()
 
 
