@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from unittest import mock
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import transaction
+from django.db import connections, transaction
 from django.test import TestCase, TransactionTestCase, override_settings
 
 from eventstream import (
@@ -156,6 +157,14 @@ def test_user_receives_what_is_for_the_user(
         eventstream_client.assert_may_not_read(ann, "board")
 
 
+@pytest.fixture
+async def own_thread() -> AsyncIterator[None]:
+    """Close the connection of the thread that asgiref keeps for async tests."""
+    yield
+    await sync_to_async(connections.close_all)()
+
+
+@pytest.mark.usefixtures("own_thread")
 @pytest.mark.django_db(transaction=True)
 async def test_permission_changed_by_async_code_goes_through_the_outbox() -> None:
     ann = await User.objects.acreate(username="ann")
@@ -165,12 +174,14 @@ async def test_permission_changed_by_async_code_goes_through_the_outbox() -> Non
     assert await Event.objects.filter(kind=EventKind.KICK).acount() == 1
 
 
+@pytest.mark.usefixtures("own_thread")
 @pytest.mark.django_db(transaction=True)
 async def test_sync_send_in_an_event_loop_is_refused_by_django() -> None:
     with pytest.raises(SynchronousOnlyOperation):
         send_event("orders", "message", 1)
 
 
+@pytest.mark.usefixtures("own_thread")
 @pytest.mark.django_db(transaction=True)
 async def test_async_code_sends_in_the_transaction_of_its_change() -> None:
     def change() -> None:
