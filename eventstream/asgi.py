@@ -69,7 +69,9 @@ def hold_streams(application: Application) -> Application:
             await application(scope, receive, send)
             return
         handover = _Handover(send)
-        await application({**scope, _KEY: handover}, receive, handover.send)
+        # Not a copy: the view takes the token out of what the server will log.
+        scope[_KEY] = handover
+        await application(scope, receive, handover.send)
         # Whoever still has the request, a log record for instance, is not to have the stream.
         write, handover.write = handover.write, None
         if write is not None and handover.is_taken:
