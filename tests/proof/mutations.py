@@ -6,10 +6,12 @@ is reported, and the exit code says so.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -324,22 +326,26 @@ def is_noticed(mutation: Mutation, directory: Path) -> bool:
     return done.returncode == 1
 
 
+def try_out(mutation: Mutation) -> bool:
+    """Say in print whether it is noticed, and return it."""
+    with tempfile.TemporaryDirectory(prefix="es-mutant-") as directory:
+        try:
+            noticed = is_noticed(mutation, Path(directory))
+        except LookupError as error:
+            noticed = False
+            print(error)
+    print(f"{'red   ' if noticed else 'MISSED'}  {mutation.name}", flush=True)
+    return noticed
+
+
 def main() -> int:
-    """Try them all; return how many were not noticed."""
-    wanted = sys.argv[1:]
-    missed = 0
-    for mutation in MUTATIONS:
-        if wanted and not any(word in mutation.name for word in wanted):
-            continue
-        with tempfile.TemporaryDirectory(prefix="es-mutant-") as directory:
-            try:
-                noticed = is_noticed(mutation, Path(directory))
-            except LookupError as error:
-                noticed = False
-                print(error)
-        missed += not noticed
-        print(f"{'red   ' if noticed else 'MISSED'}  {mutation.name}", flush=True)
-    return missed
+    """Try them all, as many at a time as there are processors; return how many were missed."""
+    words = sys.argv[1:]
+    wanted = [
+        each for each in MUTATIONS if not words or any(w in each.name for w in words)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return sum(not noticed for noticed in threads.map(try_out, wanted))
 
 
 if __name__ == "__main__":
