@@ -148,6 +148,8 @@ async def test_dead_proxy_delays_no_other_and_comes_back_without_its_backlog(
         healthy, deprived = Crowd(first.url, names), Crowd(second.url, names)
         await healthy.start()
         await deprived.start()
+        # A proxy that has just begun asks once for what its streams may have missed.
+        await asyncio.sleep(4)
         endpoint.status = 503
 
         for _ in range(10):

@@ -37,6 +37,11 @@ class _Pushpin(Process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 part.send_signal(number)
 
+    def kill(self) -> None:
+        """SIGKILL all of it; its ports are free afterwards."""
+        super().kill()
+        psutil.wait_procs(self._parts, timeout=10)
+
 
 class Pushpin:
     """One proxy in front of one web process."""
