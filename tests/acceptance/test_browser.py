@@ -256,12 +256,7 @@ def test_server_that_is_killed_and_restarted_costs_no_event(
     tab = Tab(context, stack.url, "killed").until("live")
     stack.send("killed", 2)
     tab.until_seen(2)
-    assert stack.web
-    stack.web.kill()
-    if stack.pushpin:
-        stack.pushpin.process.kill()
-        stack.pushpin.start()
-    stack.start_web()
+    stack.kill_and_restart_holders()
     stack.send("killed", 3)
 
     assert tab.until_seen(5) == [1, 2, 3, 4, 5]

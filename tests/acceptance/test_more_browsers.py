@@ -185,12 +185,7 @@ def test_firefox_comes_back_to_a_server_that_was_killed(
     tab = Tab(firefox, stack.url, "fox-killed").until("live")
     stack.send("fox-killed", 2)
     tab.until_seen(2)
-    assert stack.web
-    stack.web.kill()
-    if stack.pushpin:
-        stack.pushpin.process.kill()
-        stack.pushpin.start()
-    stack.start_web()
+    stack.kill_and_restart_holders()
     stack.send("fox-killed", 3)
 
     assert tab.until_seen(5) == [1, 2, 3, 4, 5]

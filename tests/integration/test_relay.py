@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from eventstream import EventSpec, jobs, send_event, send_events
+from eventstream import EventSpec, jobs, pruning, send_event, send_events
 from eventstream.cursors import Lease
 from eventstream.deadletters import give_up
 from eventstream.exceptions import CannotGiveUpError
@@ -483,6 +483,30 @@ def test_prune_makes_no_hole_when_ages_are_inverted(targets: Targets) -> None:
         3,
         4,
     ]
+
+
+def test_prune_in_several_transactions_leaves_nothing_between(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "FIRST_BATCH", 3)
+    send(120)
+    relay_all("default")
+    age(list(range(1, 111)), 90_000)
+    counts: list[int] = []
+
+    for partition in get_storage().partitions("default"):
+        get_storage().prune(
+            "default",
+            partition,
+            retention=86_400,
+            targets=list(targets),
+            on_batch=counts.append,
+        )
+
+    left = Event.objects.order_by("eid").values_list("eid", flat=True)
+    assert list(left) == list(range(111, 121))
+    assert counts[0] == 3
+    assert sum(counts) == 110
 
 
 def test_prune_leaves_what_a_target_has_not_got(targets: Targets) -> None:

@@ -158,6 +158,11 @@ MUTATIONS = [
         f"{RELAY}::test_prune_leaves_what_a_target_has_not_got",
     ),
     Mutation(
+        "prune leaves a row between two transactions", "eventstream/pruning.py",
+        "            first = last + 1\n", "            first = last + 2\n",
+        f"{RELAY}::test_prune_in_several_transactions_leaves_nothing_between",
+    ),
+    Mutation(
         "prune by age", "eventstream/pruning.py",
         "last = bound = young - 1", "pass",
         f"{RELAY}::test_prune_makes_no_hole_when_ages_are_inverted",
@@ -274,6 +279,16 @@ MUTATIONS = [
         "a stream is written though a middleware has answered", "eventstream/asgi.py",
         "if any(name.lower() == _MARK_BYTES for name, _ in headers):", "if True:",
         "tests/integration/test_asgi.py::test_middleware_has_the_last_word",
+    ),
+    Mutation(
+        "a wake before the wait is lost", "eventstream/hub/subscribers.py",
+        "        if not self._is_woken:\n", "        if True:\n",
+        "tests/unit/test_subscribers.py",
+    ),
+    Mutation(
+        "a token is in the server's log", "eventstream/asgi.py",
+        "        scope[_KEY] = handover\n", "        scope = {**scope, _KEY: handover}\n",
+        "tests/acceptance/test_access.py::test_token_is_not_in_the_server_s_access_log",
     ),
     Mutation(
         "a client that is gone keeps its stream", "eventstream/hub/writing.py",

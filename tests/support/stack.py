@@ -128,6 +128,15 @@ class Stack:
         self.web = process
         return process
 
+    def kill_and_restart_holders(self) -> None:
+        """SIGKILL whoever holds streams, web process and Pushpin, and start them again."""
+        assert self.web
+        self.web.kill()
+        if self.pushpin:
+            self.pushpin.process.kill()
+            self.pushpin.start()
+        self.start_web()
+
     def start_worker(self, options: Sequence[str] = WORKER) -> Process:
         """Start a Celery worker and wait until it takes tasks."""
         process = self._exits.enter_context(
