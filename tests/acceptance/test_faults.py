@@ -148,7 +148,7 @@ async def test_dead_proxy_delays_no_other_and_comes_back_without_its_backlog(
         healthy, deprived = Crowd(first.url, names), Crowd(second.url, names)
         await healthy.start()
         await deprived.start()
-        # A proxy that has just begun asks once for what its streams may have missed.
+        # A held stream asks its next link once, about a second after it was held.
         await asyncio.sleep(4)
         endpoint.status = 503
 
