@@ -251,6 +251,9 @@ def main() -> int:
                 chaos.save_logs()
         finally:
             here.close()
+    for text in here.ended:
+        name, _, output = text.partition(": ")
+        print(f"ended by itself: {name}: {output.strip().rpartition(chr(10))[2][:200]}")
     print_recovery(seen)
     for name, count in sorted(seen.counts.items()):
         print(f"{count:8} {name}")

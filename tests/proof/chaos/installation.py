@@ -207,6 +207,11 @@ class Installation:
                 if not process.is_running:
                     self.ended.append(f"{name}: {process.output()[-1500:]}")
                     self.processes[name] = self._start(name)
+            for number, pushpin in enumerate(self.pushpins, 1):
+                if not pushpin.process.is_running:
+                    self.ended.append(f"Pushpin {number}: {pushpin.log()[-1500:]}")
+                    pushpin.process.kill()  # parts that the runner has left
+                    pushpin.start()
 
     # --- faults
 
