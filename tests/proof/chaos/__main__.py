@@ -179,7 +179,10 @@ class Chaos:
             time.sleep(self.chance.uniform(0.3, 1.0))
             if time.monotonic() - began > seconds:
                 return
-            print(f"  {time.monotonic() - began:5.1f} s  {name}", flush=True)
+            print(
+                f"  {time.monotonic() - began:5.1f} s  {time.strftime('%H:%M:%S')}  {name}",
+                flush=True,
+            )
             at = time.time()
             self.here.faults()[name]()
             self.faults.append((name, at, time.time()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,7 +191,10 @@ def _gap(reader: Reader, pruned: dict[str, int]) -> str:
         if eid is None:
             break
         if eid != last + 1:
-            return f"{eid} follows {last}"
+            began = time.strftime("%H:%M:%S", time.localtime(reader.times[index]))
+            ended = [round(at - reader.times[index], 1) for at in reader.ended_at]
+            near = [seconds for seconds in ended if -10 < seconds < 10]
+            return f"{eid} follows {last} at {began}, cut off {near} s after it"
         last = eid
     return ""
 
