@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import pytest
 from django.core.cache import cache
+from django.db import connection
+from pytest_django import DjangoDbBlocker
 
 from eventstream import limits, reading
 from eventstream.hub import switchboard
@@ -18,3 +23,31 @@ def fresh_process_state() -> None:
     switchboard._hubs.clear()
     limits.counts.__init__()  # type: ignore[misc]
     cache.clear()
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(
+    django_db_setup: None, django_db_blocker: DjangoDbBlocker
+) -> Iterator[None]:
+    """The tests' database, not taken down before PostgreSQL has noticed the end of its users.
+
+    A killed process's session outlives it for a moment, and a database with sessions cannot be
+    dropped. One that is still there after 10 s belongs to something that was left running, and
+    dropping the database says so.
+    """
+    yield
+    if connection.vendor != "postgresql":
+        return
+    others = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()
+    """
+    deadline = time.monotonic() + 10
+    with django_db_blocker.unblock():
+        while time.monotonic() < deadline:
+            with connection.cursor() as cursor:
+                cursor.execute(others)
+                if cursor.fetchone() == (0,):
+                    break
+            time.sleep(0.05)
+        connection.close()
