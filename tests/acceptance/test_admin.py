@@ -109,6 +109,11 @@ def _note_error(errors: list[str], message: ConsoleMessage) -> None:
         errors.append(message.text)
 
 
+def _violations(page: Page) -> list[tuple[str, list[str]]]:
+    found = Axe().run(page, context=".es").response["violations"]
+    return [(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in found]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_are_accessible_and_run_under_a_strict_policy(
     office: Office, browser: Browser, scheme: Any
@@ -119,16 +124,26 @@ def test_pages_are_accessible_and_run_under_a_strict_policy(
         page.on("console", partial(_note_error, errors))
         page.reload()
         page.wait_for_selector(".es, #changelist, .readonly")
+        if name == "overview":
+            page.wait_for_selector("[data-es-drawn]")
 
         if page.locator(".es").count():  # the rest of a page is the theme's
-            results = Axe().run(page, context=".es")
-            found = [
-                (v["id"], [n["html"][:200] for n in v["nodes"]])
-                for v in results.response["violations"]
-            ]
-            assert found == [], f"{name}, {scheme}"
+            assert _violations(page) == [], f"{name}, {scheme}"
         assert errors == [], name
         page.context.close()
+
+
+def test_overview_is_accessible_before_its_points_are_there(
+    office: Office, browser: Browser
+) -> None:
+    page = office.open(browser, "landing")
+    page.route("**/series/*", lambda route: None)  # no answer
+    page.goto(office.url("overview"))
+    page.wait_for_selector(".es-plot")
+
+    assert page.locator("[data-es-drawn]").count() == 0
+    assert _violations(page) == []
+    page.context.close()
 
 
 def test_operator_gives_an_event_up_by_keyboard(
