@@ -220,6 +220,8 @@ class Demo:
     def _add(self, name: str, *argv: str, leash_options: tuple[str, ...] = ()) -> None:
         lock = str(self._directory / "lock")
         options = ["--lock", lock, *leash_options]
+        if not self.is_check:
+            options.append("--restart")
         if self._redis_port and name in ("worker", "beat"):
             options += ["--after-port", str(self._redis_port)]
         line = [sys.executable, "-m", "deploy.demo.leash", *options, "--", *argv]
@@ -275,7 +277,7 @@ class Demo:
         if code in (130, 143):  # Ctrl-C, or SIGTERM: what was asked for
             self._print("stopped; nothing is left running")
             return 0
-        self._print("a process ended by itself (above), so the others were stopped")
+        self._print("a part does not stay up (above), so the others were stopped")
         return 1
 
     def _processes_left(self) -> list[psutil.Process]:
@@ -283,6 +285,8 @@ class Demo:
         for process in psutil.process_iter():
             try:
                 is_ours = process.environ().get(_MARK) == self._run_id
+                # Valkey writes its title over its environment.
+                is_ours = is_ours or process.cwd() == str(self._scratch)
             except psutil.Error:
                 continue
             if is_ours and process.pid != os.getpid():
@@ -310,6 +314,7 @@ class Demo:
             f"  Database {_target()}",
             f"  Broker and bus {os.environ['REDIS_URL']}",
             f"  Ready after {seconds:.1f} s. Ctrl-C stops everything.",
+            "  A part that you kill is started again; what was sent meanwhile arrives.",
             "",
         ]
         self._print("\n".join(lines))

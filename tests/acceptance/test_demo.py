@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import sys
+import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,6 +17,7 @@ import pytest
 
 from tests.support.browser import browsing, watch
 from tests.support.processes import Process, free_port, wait_for
+from tests.support.sse import Stream
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -38,15 +42,53 @@ class Demo:
         return self.process.output()
 
     def processes(self) -> list[psutil.Process]:
-        """Return what it has started, by the environment that each inherits."""
+        """Return what it has started: by the environment that each inherits, and by port.
+
+        For Valkey writes its title, with its address, over its environment.
+        """
+        address = re.search(r"Broker and bus redis://([\d.:]+)", self.output())
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("TEST_MARK") == self.mark:
+                if process.environ().get("TEST_MARK") == self.mark or (
+                    address and address.group(1) in process.cmdline()[0]
+                ):
                     found.append(process)
-            except psutil.Error:
+            except (psutil.Error, IndexError):
                 continue
         return [p for p in found if p.pid != self.process.pid]
+
+    def part(self, name: str) -> psutil.Process:
+        """Return the process that does the work of a part."""
+        words = {
+            "web": "uvicorn deploy.asgi",
+            "worker": "-A deploy worker",
+            "beat": "-A deploy beat",
+            "valkey": "valkey-server 127.0.0.1:",
+            "pushpin": "pushpin --config",
+            "pushpin-handler": "pushpin-handler --config",
+        }[name]
+
+        def find() -> psutil.Process | None:
+            for process in self.processes():
+                with contextlib.suppress(psutil.Error):
+                    line = " ".join(process.cmdline())
+                    if words in line and "deploy.demo" not in line:  # that is its leash
+                        return process
+            return None
+
+        return wait_for(find, f"{name} runs")
+
+    def has_restarted(self, count: int) -> bool:
+        return self.output().count("starting it again") == count
+
+    def answers(self, url: str) -> bool:
+        """Say whether the page is served there."""
+        try:
+            with urllib.request.urlopen(f"{url}/status/", timeout=2):
+                return True
+        except OSError:
+            return False
 
     def assert_nothing_left(self) -> None:
         wait_for(lambda: not self.processes(), "nothing is left running")
@@ -93,15 +135,57 @@ def test_nothing_outlives_a_killed_demo(demo: Demo) -> None:
     demo.assert_nothing_left()
 
 
-def test_death_of_one_process_is_told_and_stops_the_rest(demo: Demo) -> None:
-    lines = [(p, p.cmdline()) for p in demo.processes()]
-    beat = next(p for p, line in lines if "beat" in line and line[2] == "celery")
+def test_part_that_is_killed_is_started_again_and_every_event_arrives(
+    demo: Demo,
+) -> None:
+    line = demo.part("web").cmdline()
+    direct = f"http://127.0.0.1:{line[line.index('--port') + 1]}"
+    parts = ["worker", "beat", "valkey", "web", "pushpin", "pushpin-handler"]
+    position = "orders:0"
+    with browsing() as browser:
+        page = browser.new_page()
+        page.goto(demo.url)
+        page.wait_for_selector("[data-window=B] .state.open")
+        for count, name in enumerate(parts, 1):
+            killed = demo.part(name)
+            killed.kill()
+            # Pushpin ends when a part of it does.
+            wait_for(partial(demo.has_restarted, count), f"{name} is started again")
+            assert demo.part(name).pid != killed.pid
+            for url in (direct, demo.url):
+                wait_for(partial(demo.answers, url), f"{url} answers")
 
-    beat.kill()
+            page.get_by_role("button", name="1 order", exact=True).click()
+
+            for window in "AB":
+                found = f"[data-window={window}] code:text-is('orders:{count}')"
+                page.wait_for_selector(found)
+            address = f"{direct}/events/?channel=orders"
+            with Stream(address, last_event_id=position).open() as stream:
+                position = stream.next().id
+            assert position == f"orders:{count}"
+        assert page.locator(".gaps").all_text_contents() == ["no gap", "no gap"]
+
+    os.kill(demo.process.pid, signal.SIGINT)
+
+    assert demo.process.wait(20) == 0
+    assert "nothing is left running" in demo.output()
+    demo.assert_nothing_left()
+
+
+def test_part_that_does_not_stay_up_is_told_and_stops_the_rest(demo: Demo) -> None:
+    beat = demo.part("beat")
+    for _ in range(4):  # the first may have run for a while
+        beat.kill()
+        beat.wait(10)
+        if "giving up" in demo.output():
+            break
+        beat = demo.part("beat")
 
     assert demo.process.wait(20) == 1
-    assert re.search(r"beat +stopped \(rc=", demo.output())
-    assert "a process ended by itself" in demo.output()
+    assert "ended by SIGKILL, again soon after its start: giving up" in demo.output()
+    assert re.search(r"beat +stopped \(rc=137\)", demo.output())
+    assert "a part does not stay up" in demo.output()
     demo.assert_nothing_left()
 
 
