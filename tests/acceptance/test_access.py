@@ -260,6 +260,8 @@ def test_invented_addresses_do_not_get_round_a_limit_behind_pushpin() -> None:
             headers = {"X-Forwarded-For": f"198.51.100.{number}"}
             with Stream(f"{stack.url}/events/?channel=a", headers=headers) as stream:
                 statuses.append(stream.status)
+                if stream.status == 429:  # the proxy passes on for how long
+                    assert 1 <= int(stream.headers["Retry-After"]) <= 70
 
     assert statuses[:3] == [200] * 3
     assert 429 in statuses
