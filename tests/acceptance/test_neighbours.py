@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import ExitStack, closing
 
 import pytest
 
+from tests.acceptance.test_browser import Tab
+from tests.support.browser import browsing
+from tests.support.nginx import Nginx
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import postgres
 from tests.support.processes import wait_for
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.sse import Stream, numbers
-from tests.support.stack import running
+from tests.support.stack import Stack, running
 from tests.support.valkey import Sentinel, Valkey
 
 pytestmark = pytest.mark.timeout(180)
@@ -93,3 +97,55 @@ def test_sentinel_promotes_the_replica_and_every_event_arrives() -> None:
         )
         stack.send("orders", 10)
         assert list(numbers(stream.take(10, timeout=40))) == list(range(21, 31))
+
+
+class Sender:
+    """Sends events one by one, past nginx, until it is stopped."""
+
+    def __init__(self, stack: Stack, channel: str) -> None:
+        self._stack, self._channel = stack, channel
+        self._is_over = threading.Event()
+        self.count = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._is_over.wait(0.02):
+            self._stack.send(self._channel)
+            self.count += 1
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("holder", ["direct", "pushpin"])
+def test_nginx_is_killed_in_the_middle_of_streams_and_every_event_arrives(
+    holder: str,
+) -> None:
+    with ExitStack() as exits:
+        stack = exits.enter_context(running(with_pushpin=holder == "pushpin"))
+        port = stack.pushpin.port if stack.pushpin else stack.web_port
+        nginx = Nginx(web_port=stack.web_port, streams_port=port)
+        exits.callback(nginx.close)
+        browser = exits.enter_context(browsing())
+        context = browser.new_context(ignore_https_errors=True)
+        tabs = [Tab(context, nginx.url, "orders").until("live") for _ in range(3)]
+
+        with closing(Sender(stack, "orders")) as sender:
+            for tab in tabs:
+                tab.until_seen(10)
+            nginx.process.kill()
+            for tab in tabs:
+                tab.page.wait_for_function("stream.status !== 'live'")
+            missed = sender.count
+            wait_for(lambda: sender.count > missed + 20, "some are sent meanwhile")
+            nginx.start()
+            for tab in tabs:
+                tab.until_seen(missed + 30)
+
+        for tab in tabs:
+            assert tab.until_seen(sender.count) == list(range(1, sender.count + 1))
+            tab.until("live")
+            assert tab.page.evaluate("statuses.filter((s) => s === 'live').length") > 1
+            assert tab.page.evaluate("kinds") == []

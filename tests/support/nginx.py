@@ -25,10 +25,15 @@ class Nginx:
         self.port, self.plain_port = free_port(), free_port()
         self.url = f"https://127.0.0.1:{self.port}"
         self._directory = Path(tempfile.mkdtemp(prefix="es-nginx-"))
-        config = self._write(web_port, streams_port)
-        nginx = find("nginx", "nginx-light")
-        _run(nginx, "-t", "-q", "-c", str(config))
-        self.process = Process([nginx, "-c", str(config), "-g", "daemon off;"])
+        self._config = self._write(web_port, streams_port)
+        self._nginx = find("nginx", "nginx-light")
+        _run(self._nginx, "-t", "-q", "-c", str(self._config))
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also again after it was killed."""
+        argv = [self._nginx, "-c", str(self._config), "-g", "daemon off;"]
+        self.process = Process(argv)
         self.process.wait_until(lambda: is_listening(self.port), "nginx listens")
 
     def _write(self, web_port: int, streams_port: int) -> Path:
