@@ -10,6 +10,7 @@ from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.routers import DefaultRouter
 from rest_framework.throttling import AnonRateThrottle
+from rest_framework.versioning import URLPathVersioning
 
 from eventstream.drf import EventsViewSet, SSEEventRenderer, configure_events_view_set
 
@@ -41,6 +42,14 @@ class RoomViewSet(EventsViewSet):
         return super().list(request, *args, **kwargs)
 
 
+class VersionedViewSet(EventsViewSet):
+    versioning_class = URLPathVersioning
+
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        self.channels = [f"orders-{request.version}"]
+        return super().list(request, *args, **kwargs)
+
+
 FIXED = ["one", "two"]
 router = DefaultRouter()
 router.register(
@@ -54,5 +63,6 @@ router.register("guarded", GuardedViewSet, basename="guarded")
 router.register("throttled", ThrottledViewSet, basename="throttled")
 router.register("plain", PlainViewSet, basename="plain")
 router.register(r"rooms/(?P<room_id>[^/.]+)", RoomViewSet, basename="rooms")
+router.register(r"(?P<version>v[12])/orders", VersionedViewSet, basename="versioned")
 
 urlpatterns = router.urls

@@ -95,6 +95,7 @@ class EventsViewSet(ViewSet):
         detail=False,
         url_path=r"(?:[^/.]+/)?next/(?P<token>[^/]+)",
         url_name="next-link",
+        schema=None,  # it is between the proxy and us
     )
     def next_link(self, request: Request, token: str, **_: Any) -> HttpResponseBase:
         """Answer the GRIP proxy that holds one of the streams."""

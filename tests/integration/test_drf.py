@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils.translation import gettext_lazy
 from pytest_django import Settings
+from rest_framework import serializers
+from rest_framework.renderers import JSONRenderer
+from rest_framework.schemas.generators import EndpointEnumerator
 from rest_framework.test import APIClient
 from rest_framework.throttling import SimpleRateThrottle
 
 from eventstream import send_event
 from eventstream.drf import EventsViewSet, SSEEventRenderer, configure_events_view_set
 from eventstream.testing import drain_outbox
+from tests import drf_urls
 from tests.integration.test_views import next_path, read
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -35,6 +43,7 @@ def get(path: str, headers: dict[str, str], accept: str = SSE, **more: str) -> A
         ("/api/any/?channel=a&channel=b", ["a", "b"]),
         ("/api/any/solo/", ["solo"]),
         ("/api/rooms/7/", ["room-7"]),
+        ("/api/v2/orders/", ["orders-v2"]),
     ],
 )
 @pytest.mark.parametrize("accept", [SSE, "*/*"])
@@ -197,6 +206,42 @@ def test_without_a_holder_the_answer_says_so() -> None:
 
     assert response.status_code == 501
     assert "runs under WSGI" in response.content.decode()
+
+
+class OrderSerializer(serializers.Serializer[Any]):
+    id = serializers.UUIDField()
+    price = serializers.DecimalField(max_digits=8, decimal_places=2)
+    placed_at = serializers.DateTimeField()
+    state = serializers.ChoiceField(choices=[("new", gettext_lazy("New"))])
+
+
+def test_event_is_what_the_api_would_answer(proxy: dict[str, str]) -> None:
+    order = {
+        "id": UUID(int=1),
+        "price": Decimal("9.50"),
+        "placed_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "state": "new",
+    }
+    opened = get("/api/any/orders/", proxy)
+
+    send_event("orders", "message", OrderSerializer(order).data)
+    send_event("orders", "message", OrderSerializer([order], many=True).data)
+    drain_outbox()
+
+    headers = {**proxy, "Grip-Last": "events-orders; last-id=0"}
+    one, many = read(Client().get(next_path(opened), headers=headers))
+    answer = JSONRenderer().render(OrderSerializer(order).data)
+    assert json.loads(one.data) == json.loads(answer)
+    assert json.loads(many.data) == [json.loads(answer)]
+
+
+def test_schema_shows_the_streams_and_not_the_proxys_links() -> None:
+    found = EndpointEnumerator(drf_urls.urlpatterns).get_api_endpoints()
+
+    paths = [path for path, _, _ in found]
+    assert "/function/" in paths
+    assert "/any/{channel}/" in paths
+    assert not [path for path in paths if "next" in path]
 
 
 def test_renderer_sends_other_data_as_one_event() -> None:
