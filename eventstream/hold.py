@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from django.db import InterfaceError, OperationalError
 from django.http import HttpResponse
 from django.views.decorators.debug import sensitive_variables
 from gripcontrol import Channel
@@ -27,6 +29,8 @@ from eventstream.targets.grip import (
 if TYPE_CHECKING:
     from django.http import HttpRequest
 
+logger = logging.getLogger(__name__)
+
 MAX_HOLD_BYTES = 90_000
 """Most bytes of an answer that holds. Pushpin reads up to 100,000 before it takes the
 instruction (MAX_ACCEPT_RESPONSE_BODY in its proxysession.cpp), and ends the stream if
@@ -37,6 +41,9 @@ CONTENT_TYPE = "text/event-stream"
 MARKER_CHANNEL = "held"
 """A channel to which nothing is ever published. A hold of best-effort channels has it, as it
 would be the only one without anything that the proxy tells of in Grip-Last."""
+
+ASK_AGAIN = 10
+"""Seconds of silence after which a link is asked that the database could not answer."""
 
 
 def is_proxied(request: HttpRequest) -> bool:
@@ -80,7 +87,16 @@ def continue_stream(
         if len(positions) < len(reader.reliable) or not (positions or marker in last):
             raise ExpiredLinkError("The proxy does not hold such a stream")
         reader = dataclasses.replace(reader, positions=positions)
-    page = read_page(reader)
+    try:
+        page = read_page(reader)
+    except (OperationalError, InterfaceError) as error:
+        # As if it had not asked. After an error it would ask again, but a few times only, and
+        # by a fault of its own Pushpin may then ask once too often: see decisions/0013.
+        logger.warning(
+            "A stream is held as it is: the database cannot be read (%s)", error
+        )
+        soon = min(ASK_AGAIN, conf.get_options().next_link_timeout)
+        return _respond(request, reader, reader.positions, "", True, ask_within=soon)
     return _respond(request, reader, page.positions, page.text, page.is_last)
 
 
@@ -102,6 +118,8 @@ def _respond(
     positions: Mapping[str, int],
     text: str,
     is_last: bool,
+    *,
+    ask_within: int | None = None,
 ) -> HttpResponse:
     now = time.time()
     options = conf.get_options()
@@ -141,6 +159,7 @@ def _respond(
     instruct.meta["user"] = quote_channel(reader.user_id) or "anonymous"
     instruct.set_keep_alive(sse.KEEP_ALIVE, options.keep_alive)
     instruct.set_next_link(
-        f"{base}next/{sign_link(reader, now=now)}/", options.next_link_timeout
+        f"{base}next/{sign_link(reader, now=now)}/",
+        ask_within or options.next_link_timeout,
     )
     return HttpResponse(text, content_type=CONTENT_TYPE)

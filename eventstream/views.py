@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.handlers.asgi import ASGIRequest
-from django.db import connections, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -37,6 +38,8 @@ from eventstream.hub import get_hub
 from eventstream.hub.writing import write_stream
 from eventstream.limits import Slot, count_open, count_open_of_user, take_slot
 from eventstream.reading import Reader, read_link, read_request
+
+logger = logging.getLogger(__name__)
 
 UNSUPPORTED = (
     "This server cannot hold event streams: it runs under WSGI and the request did not "
@@ -139,6 +142,10 @@ def _answer(
         return _refuse_token(error)
     except InitialStateError:
         # Without a hold the stream ends, and the client tries again.
+        text = ""
+    except (OperationalError, InterfaceError) as error:
+        # The same: at a status of 500 a plain EventSource would give up for ever.
+        logger.warning("No stream: the database cannot be read (%s)", error)
         text = ""
     return HttpResponse(text, content_type=hold.CONTENT_TYPE)
 

@@ -33,6 +33,7 @@ from eventstream.signals import events_numbered, events_sent_unstored
 logger = logging.getLogger(__name__)
 
 _TICK = 1.0
+_CUT_OFF_REPORT = 5.0
 
 
 class Hub:
@@ -53,6 +54,7 @@ class Hub:
         self._look_soon = asyncio.Event()
         self._name = holder_name()
         self._reported_at = 0.0
+        self._cut_off_count = 0
         self._is_ending = False
         self.is_closed = False
 
@@ -64,8 +66,27 @@ class Hub:
         try:
             while not subscriber.is_over:
                 yield await self.advance(subscriber)
+        except (OperationalError, InterfaceError) as error:
+            self.count_cut_off(error)
         finally:
             self.leave(subscriber)
+
+    def count_cut_off(self, error: Exception) -> None:
+        """Note that a stream ends because its database cannot be asked: clients come back.
+
+        They do so together, and again and again: one line for all of some seconds.
+        """
+        self._cut_off_count += 1
+        if self._cut_off_count == 1:
+            self._loop.call_later(_CUT_OFF_REPORT, self._report_cut_off, str(error))
+
+    def _report_cut_off(self, error: str) -> None:
+        logger.warning(
+            "The database cannot be read (%s). In %.0f s that has ended %s streams, whose "
+            "clients come back for what they have missed",
+            error.strip(), _CUT_OFF_REPORT, self._cut_off_count,
+        )  # fmt: skip
+        self._cut_off_count = 0
 
     def enter(self, reader: Reader) -> Subscriber:
         """Take in a stream. It must leave."""

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from django.db import InterfaceError, OperationalError
+
 from eventstream.hub.switchboard import get_hub
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ async def write_stream(
         # That the client is gone ends the stream, and nothing else.
         if not gone.done() or gone.cancelled() or task.uncancel():
             raise
+    except (OperationalError, InterfaceError) as error:
+        hub.count_cut_off(error)
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.body", "body": b""})
     except OSError:
         pass  # what a server may say of a write to a client that is gone
     finally:

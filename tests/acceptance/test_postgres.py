@@ -63,3 +63,70 @@ async def test_streams_take_no_connections_and_miss_nothing(
         assert opened - before <= 8
     finally:
         await crowd.stop()
+
+
+async def test_proxy_holds_its_streams_while_the_database_is_away(
+    server: Postgres,
+) -> None:
+    url = server.create_database("away")
+    env = {"ES_LINK_TIMEOUT": "1"}
+    with running(database_url=url, with_pushpin=True, beat=True, env=env) as stack:
+        crowd = Crowd(stack.url, [f"room-{n}" for n in range(10)])
+        await crowd.start()
+        try:
+            await asyncio.sleep(
+                2
+            )  # a held stream asks once about a second after the hold
+            server.process.stop()
+            assert stack.web
+            held = "A stream is held as it is: the database cannot be read"
+            await asyncio.sleep(5)
+            server.start()
+            assert stack.web.output().count(held) >= 10
+            send = (
+                "from eventstream import send_event\n"
+                "for n in range(10): send_event(f'room-{n}', 'message', n)"
+            )
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, stack.run, send)
+            await crowd.until_received(1)
+
+            assert [reader.reconnects for reader in crowd.readers] == [0] * 10
+            assert "Traceback" not in stack.web.output()
+        finally:
+            await crowd.stop()
+
+
+async def test_readers_without_a_database_are_told_no_error_and_come_back(
+    stack: Stack, server: Postgres
+) -> None:
+    """At an error a plain EventSource would give up; a log of tracebacks tells nothing."""
+    crowd = Crowd(stack.url, [f"room-{n % 10}" for n in range(50)])
+    crowd.patience = 8  # Pushpin may take a request as it starts, and not answer it
+    await crowd.start(per_second=100)
+    try:
+        send = (
+            "from eventstream import send_event\n"
+            "for i in range(10):\n"
+            "    for n in range(10): send_event(f'room-{n}', 'message', i)"
+        )
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, stack.run, send)
+        await crowd.until_received(10)
+
+        server.process.stop()
+        stack.kill_and_restart_holders()
+        reconnects = sum(reader.reconnects for reader in crowd.readers)
+        await asyncio.sleep(5)
+        assert sum(reader.reconnects for reader in crowd.readers) >= reconnects + 50
+        server.start()
+        await loop.run_in_executor(None, stack.run, send)
+        await crowd.until_received(20)
+
+        assert crowd.faults(1, 20) == []
+        assert sum(reader.errors for reader in crowd.readers) == 0
+        assert stack.web
+        assert "Traceback" not in stack.web.output()
+        assert "database cannot be read" in stack.web.output()
+    finally:
+        await crowd.stop()

@@ -9,6 +9,7 @@ from typing import Any
 import jwt
 import pytest
 from django.contrib.auth.models import User
+from django.db import OperationalError
 from django.http import HttpResponseBase
 from django.template import Context, Template
 from django.test import Client
@@ -91,6 +92,29 @@ def test_next_link_goes_on_from_what_the_proxy_has_handed_over(
     assert [m.id for m in read(response)] == ["a:2", "a:3"]
     assert response["Grip-Hold"] == "stream"
     assert "prev-id=3" in response["Grip-Channel"]
+
+
+@pytest.mark.parametrize("is_paging", [False, True])
+def test_stream_is_held_as_it_is_while_the_database_is_away(
+    proxy: dict[str, str], monkeypatch: pytest.MonkeyPatch, is_paging: bool
+) -> None:
+    """With an error the proxy would ask again, end the stream, and may repeat events."""
+    path = next_path(open_stream(proxy, "channel=a"))
+    if is_paging:
+        token = sign_link(Reader(("a",), ""), {"a": 7}, now=time.time())
+        path = f"/events/next/{token}/"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr("eventstream.hold.read_page", fail)
+    response = Client().get(path, headers={**proxy, "Grip-Last": "events-a; last-id=7"})
+
+    assert response.status_code == 200
+    assert response.content == b""
+    assert response["Grip-Hold"] == "stream"
+    assert "events-a; prev-id=7; filter=build-id" in response["Grip-Channel"]
+    assert "rel=next; timeout=10" in response["Grip-Link"]
 
 
 def test_equal_readers_have_equal_links(proxy: dict[str, str]) -> None:

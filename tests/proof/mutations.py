@@ -255,6 +255,11 @@ MUTATIONS = [
         "tests/integration/test_links.py::test_link_goes_on_only_for_a_proxy_that_holds_the_stream",
     ),
     Mutation(
+        "a proxy is told an error while the database is away", "eventstream/hold.py",
+        "    except (OperationalError, InterfaceError) as error:", "    except LookupError as error:",
+        "tests/integration/test_views.py::test_stream_is_held_as_it_is_while_the_database_is_away",
+    ),
+    Mutation(
         "a coroutine is taken for a permission", "eventstream/channelmanager.py",
         "if not any(inspect.isawaitable(answer) for answer in answers):", "if True:",
         "tests/unit/test_channelmanager.py::test_manager_may_be_async",
