@@ -21,7 +21,7 @@ from honcho.manager import Manager
 from honcho.printer import Printer
 
 from deploy.demo import leash
-from deploy.demo.switch import switch_path, turn
+from deploy.demo.switch import manage_path, switch_path, turn
 from deploy.pushpin import PushpinConfig, command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,12 +118,14 @@ class Demo:
                     "another folder with --directory"
                 ) from error
             self._set_environment()
+            self._write_manage()
             self._set_up()
             self._add_processes()
             # The signal comes through even while processes start, and stops them after.
             threading.Thread(target=self._when_ready, daemon=True).start()
             self._manager.loop()
             code = self._finish()
+            manage_path(self._directory).unlink(missing_ok=True)
             lock.close()
             return code
         finally:
@@ -168,6 +170,30 @@ class Demo:
                 _MARK: self._run_id,
             }
         )
+
+    def _write_manage(self) -> None:
+        """Write a manage.py for other shells, which do not have this environment."""
+        names = [
+            "DJANGO_SETTINGS_MODULE", "DATABASE_URL", "REDIS_URL", "GRIP_URL",
+            "GRIP_METRICS_URL", "DEBUG", "ALLOWED_HOSTS", "DEMO_DIR", "PYTHONWARNINGS",
+        ]  # fmt: skip
+        settings = [
+            f"export {name}={shlex.quote(os.environ[name])}"
+            for name in names
+            if name in os.environ
+        ]
+        command = shlex.join([sys.executable, str(ROOT / "manage.py")])
+        lines = [
+            "#!/bin/sh",
+            "# manage.py of the demo that runs now",
+            *settings,
+            f'exec {command} "$@"',
+            "",
+        ]
+        path = manage_path(self._directory)
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o700)  # the proxy's key is in it
+        path.write_text("\n".join(lines))
 
     def _set_up(self) -> None:
         """Migrate the database, install the schedule, and create the user."""
@@ -304,6 +330,7 @@ class Demo:
             f"  The board      {self.url}/",
             f"  The stream     curl -N '{self.url}/events/?channel=orders'",
             f"  The admin      {self.url}/admin/   user {USER}, password {self.password}",
+            f"  How it is      {_shown(manage_path(self._directory))} eventstream status",
             f"  Streams are held by {holder}.",
         ]
         if not self.has_pushpin:
@@ -318,6 +345,12 @@ class Demo:
             "",
         ]
         self._print("\n".join(lines))
+
+
+def _shown(path: Path) -> Path:
+    """Return the path as one would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _target() -> str:

@@ -1,4 +1,7 @@
-"""The switch by which the page stops and starts the worker: a file, read by its leash."""
+"""What page and supervisor share, in the demo's folder: a switch, and a manage.py.
+
+The switch, by which the page stops and starts the worker, is a file that its leash reads.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,11 @@ RUNNING = "running"
 def switch_path(directory: str | Path) -> Path:
     """Return where the switch is, in the demo's folder."""
     return Path(directory) / "worker"
+
+
+def manage_path(directory: str | Path) -> Path:
+    """Return where the manage.py is that knows the demo's servers."""
+    return Path(directory) / "manage"
 
 
 def is_on(path: Path) -> bool:

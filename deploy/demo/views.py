@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from deploy.demo.models import Order
 from deploy.demo.orders import CHANNEL, place_orders
-from deploy.demo.switch import is_on, switch_path, turn
+from deploy.demo.switch import is_on, manage_path, switch_path, turn
 from eventstream import get_current_event_id
 from eventstream.storage import get_storage
 from eventstream.targets import get_targets
@@ -28,6 +28,16 @@ def _switch() -> Path | None:
     """Return the worker's switch; None if nobody started us who would look at it."""
     directory = getattr(settings, "DEMO_DIR", None)
     return switch_path(directory) if directory else None
+
+
+def _manage() -> str:
+    """Return what one types for manage.py, with the environment of this process."""
+    directory = getattr(settings, "DEMO_DIR", None)
+    if not directory:
+        return "python manage.py"  # whoever started us knows the environment
+    path = manage_path(directory)
+    is_near = path.is_relative_to(settings.BASE_DIR)
+    return str(path.relative_to(settings.BASE_DIR) if is_near else path)
 
 
 @require_GET
@@ -45,6 +55,7 @@ def board(request: HttpRequest) -> HttpResponse:
             "orders": orders,
             "targets": list(get_targets()),
             "has_switch": _switch() is not None,
+            "manage": _manage(),
         },
     )
 

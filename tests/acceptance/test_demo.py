@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import psutil
 import pytest
 
 from tests.support.browser import browsing, watch
-from tests.support.processes import Process, free_port, wait_for
+from tests.support.processes import ROOT, Process, free_port, wait_for
 from tests.support.sse import Stream
 
 pytestmark = pytest.mark.timeout(180)
@@ -241,5 +243,15 @@ def test_board_shows_events_rollbacks_and_a_stopped_worker(
         page.wait_for_selector("[data-window=B] code:text-is('orders:21')")
         page.wait_for_selector("#waiting:text-is('0')")
         assert ids("A")[:3] == ["21", "20", "19"]
+
+        shown = page.locator("footer code").last.inner_text()
+        assert shown.endswith("/manage demo_send 5")
+        subprocess.run(shlex.split(shown), cwd=ROOT, check=True)
+        page.wait_for_selector("[data-window=A] code:text-is('orders:26')")
+        [status] = re.findall(r"How it is +(.+)", demo.output())
+        done = subprocess.run(
+            shlex.split(status), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert "Every event has reached every target." in done.stdout, done
         assert page.locator(".gaps").all_text_contents() == ["no gap", "no gap"]
         assert errors == []
