@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -154,11 +155,5 @@ def test_python_that_is_shown_compiles(path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
     for block in blocks:
-        compile(f"async def block():\n    pass\n{indent(block)}", path.name, "exec")
-
-
-def indent(code: str) -> str:
-    lines = code.splitlines()
-    if lines[0].startswith("path("):  # entries of a list
-        lines = ["urlpatterns = [", *lines, "]"]
-    return "\n".join(f"    {line}" for line in lines)
+        body = textwrap.indent(block, "    ")
+        compile(f"async def block():\n    pass\n{body}", path.name, "exec")
