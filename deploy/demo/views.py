@@ -22,6 +22,7 @@ from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 
 MAX_ORDERS = 100
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def _switch() -> Path | None:
@@ -36,8 +37,7 @@ def _manage() -> str:
     if not directory:
         return "python manage.py"  # whoever started us knows the environment
     path = manage_path(directory)
-    is_near = path.is_relative_to(settings.BASE_DIR)
-    return str(path.relative_to(settings.BASE_DIR) if is_near else path)
+    return str(path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path)
 
 
 @require_GET
