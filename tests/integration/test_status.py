@@ -297,6 +297,8 @@ def test_readers_are_those_of_the_processes_that_reported_lately(
     Holder.objects.filter(name="web:3").update(seen_at=Now() - ago(61))
     holders.report("web:4", stream_count=1, readers={"orders": 1})
     holders.sign_off("web:4")
+    # Of a proxy that is not in the settings any more.
+    holders.report("grip:http://127.0.0.1:1", stream_count=7, readers={})
 
     status = get_status()
 
