@@ -12,7 +12,8 @@ import uvicorn
 from django.core.management import call_command
 from django.utils import timezone
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deploy.examples.settings")
+# Not setdefault: `deploy`, imported on the way here, has named its own.
+os.environ["DJANGO_SETTINGS_MODULE"] = "deploy.examples.settings"
 
 
 def tick() -> None:

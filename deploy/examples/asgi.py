@@ -9,6 +9,7 @@ from django.core.asgi import get_asgi_application
 
 from eventstream.asgi import hold_streams
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "deploy.examples.settings")
+# Not setdefault: `deploy`, imported on the way here, has named its own.
+os.environ["DJANGO_SETTINGS_MODULE"] = "deploy.examples.settings"
 
 application = hold_streams(ASGIStaticFilesHandler(get_asgi_application()))
