@@ -200,11 +200,11 @@ def main() -> None:
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
     if side == "peer":
-        # It publishes from threads that outlive this function; ours has only idle ones.
+        # It publishes from threads that outlive this function, and do not end.
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join(5)
-    os._exit(0)
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -73,10 +73,8 @@ POINTS = {
     "prune, first batch deleted": Point(
         "prune", _STORAGE, "DjangoModelStorage.prune", True
     ),
-    "dispatcher, flag set, nothing enqueued": Point(
-        "wake", _DISPATCH, "CeleryDispatcher._send", False
-    ),
-    "dispatcher, enqueued": Point("wake", _DISPATCH, "CeleryDispatcher._send", True),
+    "dispatcher, flag set, nothing enqueued": Point("wake", _DISPATCH, "_send", False),
+    "dispatcher, enqueued": Point("wake", _DISPATCH, "_send", True),
     "worker, task taken": Point("worker", _TASKS, "relay_partition", False),
     "worker, flag lowered, not looked again": Point(
         "worker", _DISPATCH, "TaskFlag.lower", True

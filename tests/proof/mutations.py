@@ -24,6 +24,7 @@ SENDING = "tests/integration/test_sending.py"
 NUMBERING = "tests/integration/test_numbering.py"
 STATES = "tests/integration/test_initial_state.py"
 JOINING = "tests/proof/test_initial_states.py"
+WAKING = "tests/integration/test_wake_ups.py"
 STREAMS = "tests/acceptance/test_streams.py"
 
 
@@ -179,22 +180,38 @@ MUTATIONS = [
         f"{SENDING}::test_nothing_is_published_before_the_commit",
     ),
     Mutation(
-        "the sender waits for a slow broker", "eventstream_tasks/dispatch.py",
-        "waiting.result(timeout)",
-        "waiting.result()",
-        "tests/integration/test_wake_ups.py::test_sender_waits_for_a_slow_broker_no_longer_than_that_in_all",
+        "the sender waits for the broker", "eventstream_tasks/dispatch.py",
+        "                waker.want(using, new, _sending(app))\n",
+        "                waker.want(using, new, _sending(app))\n                waker.flush(60)\n",
+        f"{WAKING}::test_sender_is_not_held_up_by_a_dead_broker",
     ),
     Mutation(
         "an error of the dispatcher reaches the sender", "eventstream_tasks/dispatch.py",
-        "        except Exception as error:\n            if not",
-        "        except ZeroDivisionError as error:\n            if not",
-        "tests/integration/test_wake_ups.py",
+        "    except Exception as error:\n        broker.connections",
+        "    except ZeroDivisionError as error:\n        broker.connections",
+        WAKING,
+    ),
+    Mutation(
+        "what is wanted while others are being woken is forgotten", "eventstream_tasks/waking.py",
+        "                self._wake(wanted)\n",
+        "                self._wake(wanted)\n                self._wanted = {}\n",
+        "tests/unit/test_waking.py",
+    ),
+    Mutation(
+        "a process ends without having woken", "eventstream_tasks/waking.py",
+        "            Finalize(None, self._end, exitpriority=100)\n", "",
+        f"{WAKING}::test_process_that_ends_at_once_has_woken",
+    ),
+    Mutation(
+        "a child waits for its parent's thread", "eventstream_tasks/waking.py",
+        "    pid = os.getpid()\n", "    pid = 0\n",
+        "tests/unit/test_waking.py",
     ),
     Mutation(
         "the wake-up flag is lowered after the last look", "eventstream/relay.py",
         "                self._flag.lower()\n                if not self._lease.has_work():\n",
         "                if not self._lease.has_work():\n",
-        "tests/integration/test_wake_ups.py",
+        WAKING,
     ),
     Mutation(
         "a kick outside the outbox", "eventstream/api.py",

@@ -1,0 +1,167 @@
+"""A process' own way to the broker: bounded in time, and not tried again at once.
+
+Celery's default `apply_async` blocks for more than 45 s when the broker hangs. Each step
+here has `wake_timeout`, and no retries. The project's Celery settings stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import redis
+from celery import current_app
+from kombu.exceptions import OperationalError as BrokerError
+
+from eventstream import conf as core_conf
+from eventstream import instruments
+from eventstream.dispatch import DispatchStatus
+from eventstream.targets.bus import connect
+from eventstream_tasks import conf
+
+logger = logging.getLogger(__name__)
+
+FAILURES = (BrokerError, redis.RedisError, OSError)
+"""What a broker that is away or hangs is known to raise."""
+
+
+class Circuit:
+    """Open for some seconds after a failure: nobody tries meanwhile. Per process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open_until = 0.0
+        self.failure_count = 0
+
+    def is_open(self) -> bool:
+        return time.monotonic() < self._open_until
+
+    def record_failure(self, error: BaseException) -> None:
+        with self._lock:
+            self.failure_count += 1
+            was_open = self.is_open()
+            pause = conf.get_options().wake_pause
+            self._open_until = time.monotonic() + pause
+        instruments.active.wake_up("failed")
+        instruments.active.circuit_open_until(time.time() + pause)
+        if not was_open:
+            logger.warning(
+                "The broker takes no wake-up (%s: %s): none is tried for %s s, the sweep "
+                "delivers meanwhile",
+                type(error).__name__, error, conf.get_options().wake_pause,
+            )  # fmt: skip
+
+
+class Connections(threading.local):
+    """This thread's own connections; remade after a fork."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._producer: Any = None
+        self._flags: redis.Redis | None = None
+
+    def drop(self) -> None:
+        """Forget them, as they may be at fault. Not closed: they may be a parent's."""
+        self._pid, self._producer, self._flags = os.getpid(), None, None
+
+    def producer(self, app: Any) -> Any:
+        """Return what enqueues tasks of the app."""
+        self._check_process()
+        if self._producer is None:
+            connection = connect_broker(app, conf.get_options().wake_timeout)
+            self._producer = app.amqp.Producer(connection, auto_declare=False)
+        return self._producer
+
+    def flags(self) -> redis.Redis | None:
+        """Return where wake-ups are coalesced: the bus, else a Redis broker, else nowhere."""
+        self._check_process()
+        if self._flags is None:
+            arguments = core_conf.redis_arguments()
+            if arguments is None:
+                broker = str(
+                    current_app.conf.broker_write_url or current_app.conf.broker_url
+                )
+                if not broker.startswith(("redis://", "rediss://")):
+                    return None
+                arguments = {"url": broker}
+            timeout = conf.get_options().wake_timeout
+            self._flags = connect(arguments, timeout=timeout)
+        return self._flags
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            self.drop()
+
+
+circuit = Circuit()
+connections = Connections()
+
+
+def connect_broker(app: Any, timeout: float) -> Any:
+    """Return a connection to the broker that gives up after so many seconds, once."""
+    connection = app.connection_for_write(connect_timeout=timeout)
+    connection.transport_options = {
+        **connection.transport_options,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry_on_timeout": False,
+        "max_retries": 0,
+        "interval_start": 0,
+        "interval_step": 0,
+        "interval_max": 0,
+        "connect_retries_timeout": timeout,
+    }
+    return connection
+
+
+WORKER_SECONDS = 1.0
+"""How long workers have to say that they are there."""
+
+
+def broker_status(*, ask: bool) -> DispatchStatus:
+    """Return what is known of broker and workers; asking takes about two seconds."""
+    options = conf.get_options()
+    app = current_app
+    status = DispatchStatus(
+        name="Celery",
+        sweep_seconds=options.republish_every,
+        prune_seconds=options.prune_every,
+        start_worker=f"celery -A {app.main} worker -Q celery,{options.queue}",
+        start_beat=f"celery -A {app.main} beat",
+        queue=options.queue,
+        failure_count=circuit.failure_count,
+        is_pausing=circuit.is_open(),
+    )
+    connection = connect_broker(app, options.wake_timeout)
+    with connection:
+        status = replace(status, broker=connection.as_uri())
+        if not ask:
+            return status
+        try:
+            connection.ensure_connection(max_retries=1, timeout=options.wake_timeout)
+            waiting = _count_waiting(connection, options.queue)
+            workers = _count_workers(app, connection, options.queue)
+        except FAILURES as error:
+            return replace(status, error=f"{type(error).__name__}: {error}")
+    return replace(status, waiting_count=waiting, worker_count=workers)
+
+
+def _count_waiting(connection: Any, queue: str) -> int | None:
+    channel = connection.default_channel
+    try:
+        # Redis' own count: a declaration would create the queue where there is none.
+        return int(channel.client.llen(queue))
+    except AttributeError:  # another transport
+        return None
+
+
+def _count_workers(app: Any, connection: Any, queue: str) -> int:
+    inspect = app.control.inspect(timeout=WORKER_SECONDS, connection=connection)
+    replies = inspect.active_queues() or {}
+    return sum(
+        any(known["name"] == queue for known in queues) for queues in replies.values()
+    )
