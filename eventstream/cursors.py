@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 from django.db import connections, transaction
 from django.db.models import (
+    DurationField,
     Exists,
+    ExpressionWrapper,
     F,
     OuterRef,
     Q,
@@ -26,7 +28,7 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from eventstream import conf, statements
+from eventstream import conf, instruments, statements
 from eventstream.exceptions import EventStreamError
 from eventstream.log import table_name
 from eventstream.models import Cursor, Event, Partition, PausedTarget
@@ -49,6 +51,18 @@ class Taken(NamedTuple):
 
     watermark: int
     is_backlog: bool
+
+
+class Confirmed(NamedTuple):
+    """What is known once a batch is confirmed.
+
+    Attributes:
+        has_more: Something is unnumbered, or above the watermark.
+        ages: Of each of its events, in seconds, if metrics are kept.
+    """
+
+    has_more: bool
+    ages: list[float]
 
 
 class LeaseLostError(EventStreamError):
@@ -192,16 +206,13 @@ class Lease:
 
     def confirm(
         self, position: int, event_count: int, first: int | None = None
-    ) -> bool:
+    ) -> Confirmed:
         """Move the watermark, and look whether there is more.
 
         Args:
             position: The last one that the target has accepted.
             event_count: How many rows that were.
             first: The position whose latency is recorded.
-
-        Returns:
-            Whether anything is unnumbered, or above the watermark.
 
         Raises:
             LeaseLostError: The lease is another's, or the watermark is further already.
@@ -212,17 +223,30 @@ class Lease:
                 position=position,
                 event_count=event_count,
                 first=first,
+                is_observed=instruments.active.is_enabled,
             )
             if found is None:
                 raise LeaseLostError
-            has_more = bool(found[0])
+            confirmed = Confirmed(*found)
         else:
             self._confirm(position, event_count, first)
-            has_more = self.has_work()
+            confirmed = Confirmed(self.has_work(), self._ages(position, event_count))
         if self._was_failing:
             self._was_failing, self.has_recovered = False, True
             self._failing_others().update(next_attempt=None)
-        return has_more
+        return confirmed
+
+    def _ages(self, position: int, event_count: int) -> list[float]:
+        if not instruments.active.is_enabled:
+            return []
+        age = ExpressionWrapper(Now() - F("created"), output_field=DurationField())
+        rows = Event.objects.using(self._using).filter(
+            partition=self._partition,
+            position__gt=position - event_count,
+            position__lte=position,
+        )
+        ages = rows.annotate(age=age).values_list("age", flat=True)
+        return [found.total_seconds() for found in ages]
 
     def _confirm(self, position: int, event_count: int, first: int | None) -> None:
         values: dict[str, Any] = {}

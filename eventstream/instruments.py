@@ -7,7 +7,7 @@ process would know only its own share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from eventstream.exceptions import PublishRejectedError
 
@@ -19,6 +19,9 @@ class Instruments:
 
     def attempt(self, target: str, outcome: str, seconds: float) -> None:
         """One POST, or one pipeline; "ok", or what failure_kind says."""
+
+    def confirmed(self, target: str, ages: Sequence[float]) -> None:
+        """A batch, by how many seconds old each of its events was then."""
 
     def wake_up(self, outcome: str) -> None:
         """One wake-up: "sent", "coalesced", "failed" or "skipped" (the circuit is open)."""

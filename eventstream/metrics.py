@@ -11,13 +11,11 @@ answer behind one address, as prometheus-client has it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, transaction
-from django.db.models import DurationField, ExpressionWrapper, F
-from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -35,8 +33,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from eventstream import conf, instruments
-from eventstream.models import Event, Job
-from eventstream.signals import events_confirmed
+from eventstream.models import Job
 from eventstream.status import Status, get_status
 
 STATES = ("up", "idle", "behind", "failing", "paused")
@@ -91,6 +88,11 @@ class PrometheusInstruments(instruments.Instruments):
         _attempts.labels(target, outcome).inc()
         _publish_seconds.labels(target).observe(seconds)
 
+    def confirmed(self, target: str, ages: Sequence[float]) -> None:
+        observe = _confirm_seconds.labels(target).observe
+        for seconds in ages:
+            observe(max(0.0, seconds))
+
     def wake_up(self, outcome: str) -> None:
         _wake_ups.labels(outcome).inc()
 
@@ -116,26 +118,6 @@ class PrometheusInstruments(instruments.Instruments):
 def install() -> None:
     """Begin to count in this process. Called when the app is ready."""
     instruments.install(PrometheusInstruments())
-    events_confirmed.connect(
-        _observe_confirmed, dispatch_uid="eventstream.metrics.confirmed"
-    )
-
-
-def _observe_confirmed(
-    using: str, partition: int, target: str, event_count: int, position: int, **_: Any
-) -> None:
-    """Note how old the events of a batch were. One query over an index for a batch."""
-    if not event_count:
-        return
-    age = ExpressionWrapper(Now() - F("created"), output_field=DurationField())
-    rows = Event.objects.using(using).filter(
-        partition=partition,
-        position__gt=position - event_count,
-        position__lte=position,
-    )
-    observe = _confirm_seconds.labels(target).observe
-    for seconds in rows.annotate(age=age).values_list("age", flat=True):
-        observe(max(0.0, seconds.total_seconds()))
 
 
 class DatabaseCollector(Collector):

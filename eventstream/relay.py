@@ -415,8 +415,9 @@ class _Relay:
     def _confirm(
         self, position: int, event_count: int, first: int | None = None
     ) -> bool:
-        has_more = self._lease.confirm(position, event_count, first)
+        has_more, ages = self._lease.confirm(position, event_count, first)
         self._event_count += event_count
+        instruments.active.confirmed(self._target.name, ages)
         events_confirmed.send_robust(
             Cursor,
             using=self._using,

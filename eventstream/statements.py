@@ -53,7 +53,11 @@ RETURNING EXISTS (
   ) OR EXISTS (
     SELECT 1 FROM {partition}
     WHERE number = %(partition)s AND last_position > %(position)s
-  )
+  ), CASE WHEN %(is_observed)s THEN ARRAY(
+    SELECT extract(epoch FROM statement_timestamp() - created)::float8 FROM {event}
+    WHERE partition = %(partition)s AND position <= %(position)s
+      AND position > %(position)s - %(event_count)s
+  ) ELSE '{{}}' END
 """
 
 RELEASE = """
