@@ -37,8 +37,8 @@ from eventstream.targets.base import Item, Target
 logger = logging.getLogger(__name__)
 
 MAX_REST = 0.004
-"""Most seconds that a relay rests between two small batches: what it adds to an event's
-latency at most, and only while events come faster than they can be relayed singly."""
+"""Most seconds that a relay rests between two small batches, from the third on: what it adds
+to an event's latency at most, and only while events come faster than they can be relayed."""
 NO_TARGET = ""
 """The target of a wake-up that only numbers: where nothing is configured to publish to."""
 
@@ -254,6 +254,7 @@ class _Relay:
         watermark = taken.watermark
         if taken.is_backlog:
             watermark = self._publish_backlog(watermark)
+        is_steady = False
         while True:
             began = time.monotonic()
             self._storage.number_batch(
@@ -282,10 +283,11 @@ class _Relay:
             is_full = len(rows) == options.batch_size
             if not has_more or (is_full and self._lease.pause() is not None):
                 return
-            if not is_full:
-                # A steady sender: batches grow while the relay rests for as long as it
-                # worked, and the other half of the processor is the sender's.
+            if not is_full and is_steady:
+                # Batches grow while the relay rests for as long as it worked, and the
+                # other half of the processor is the sender's.
                 time.sleep(min(time.monotonic() - began, MAX_REST))
+            is_steady = True  # once more has come, as it does now and then, is not
 
     def _without_given_up(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
         return without_given_up(self._using, self._partition, self._target.name, rows)

@@ -17,7 +17,7 @@ from eventstream.cursors import Lease
 from eventstream.deadletters import give_up
 from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
-from eventstream.relay import Outcome, pending, relay_all, relay_partition
+from eventstream.relay import MAX_REST, Outcome, pending, relay_all, relay_partition
 from eventstream.retrying import RetryReport, retry_dead_letters
 from eventstream.rows import partition_of
 from eventstream.storage import get_storage
@@ -145,7 +145,7 @@ def test_one_event_costs_six_statements(targets: Targets) -> None:
         relay_partition("default", PARTITION, "a")
 
     # Lease, number, read, confirm, release, look again. Through Django where it is SQLite.
-    # Without the query of the metrics, which only are there with prometheus-client.
+    # There without the query of the metrics, which are kept with prometheus-client.
     sql = [query["sql"] for query in queries if 'AS "age"' not in query["sql"]]
     most = 6 if connection.vendor == "postgresql" else 17
     assert targets["a"].ids("orders") == [1, 2]
@@ -228,6 +228,23 @@ def test_event_whose_wake_up_found_the_lease_taken_is_not_left_behind(
 
     assert found == [Outcome.BUSY]
     assert targets["a"].ids("orders") == [1, 2]
+
+
+@pytest.mark.parametrize(("count", "rests"), [(0, 0), (1, 0), (2, 1), (5, 4)])
+def test_relay_rests_only_while_more_keeps_coming(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, count: int, rests: int
+) -> None:
+    """Once more at 100 events/s is chance, and would be late for nothing."""
+    rested: list[float] = []
+    monkeypatch.setattr("eventstream.relay.time.sleep", rested.append)
+    left = [send] * count
+    targets["a"].before = lambda: left.pop()() if left else None
+    send()
+
+    relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].ids("orders") == list(range(1, count + 2))
+    assert len([seconds for seconds in rested if seconds <= MAX_REST]) == rests
 
 
 def test_batches_are_cut_by_bytes(targets: Targets, settings: Settings) -> None:
