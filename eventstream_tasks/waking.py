@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from eventstream_tasks import conf
 
-REST = 0.002
-"""Seconds between two rounds: a sender at full speed pays for one round trip in several
-events. One that comes when nothing is going on is not delayed."""
+LEAST_REST, MOST_REST = 0.002, 0.02
+"""Seconds between two rounds: as long as the last one took, within these. So a sender at
+full speed pays for one round in several events, and senders to many channels leave half of
+the processor to themselves. An event that comes when nothing is going on is not delayed."""
 
 Send = Callable[[str, tuple[object, ...]], None]
 """Enqueues the task of a name with arguments, in the context of whoever asked for it."""
@@ -132,6 +133,7 @@ class Waker:
                 self._is_idle = False
                 wanted, self._wanted = self._wanted, {}
                 messages, self._messages = self._messages, deque()
+            began = time.monotonic()
             if wanted:
                 self._wake(wanted)
             for message in messages:
@@ -139,7 +141,8 @@ class Waker:
                     self._expire()
                 else:
                     self._post(message)
-            time.sleep(REST)
+            worked = time.monotonic() - began
+            time.sleep(min(max(worked, LEAST_REST), MOST_REST))
 
     def _drop_late(self) -> None:
         while self._messages and self._messages[0].is_late():
