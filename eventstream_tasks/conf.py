@@ -21,8 +21,8 @@ class Options:
         time_limit: Seconds, after which the worker's child is replaced.
         republish_every: Seconds between two sweeps.
         prune_every: Seconds between two prunings.
-        wake_timeout: Seconds that a wake-up may take at most, at each step, and that a
-            process waits for when it ends. No sender waits.
+        wake_timeout: Seconds that a wake-up may take at most, at each step. No sender
+            waits.
         wake_pause: Seconds for which no wake-up is tried after one failed.
         wake_lifetime: Seconds for which one wake-up stands for all that follow.
         metrics_port: Port of 127.0.0.1 and the network where each worker shows its

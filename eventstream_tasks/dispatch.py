@@ -23,7 +23,7 @@ from eventstream.relay import NO_TARGET, WakeFlag
 from eventstream.rows import OutboxRow
 from eventstream.targets import get_targets
 from eventstream_tasks import broker, conf
-from eventstream_tasks.waking import Message, Send, Waker, Wanted, get_waker
+from eventstream_tasks.waking import END_WAIT, Message, Send, Waker, Wanted, get_waker
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def flush(timeout: float) -> bool:
 
 @signals.worker_process_shutdown.connect
 def _flush_child(**_: object) -> None:
-    flush(conf.get_options().wake_timeout)  # it ends by os._exit
+    flush(END_WAIT)  # it ends by os._exit
 
 
 @contextmanager
@@ -147,11 +147,10 @@ def _target_names() -> Collection[str]:
 
 
 def _wake(wanted: Wanted) -> None:
-    """Raise the flags in one round trip; enqueue a task for each that was down."""
-    if broker.circuit.is_open():
-        for _ in wanted:
-            instruments.active.wake_up("skipped")
-        return
+    """Raise the flags in one round trip; enqueue a task for each that was down.
+
+    Whatever the circuit says: what was asked for before it opened is tried.
+    """
     with _no_failure():
         names = _target_names()
         lowered = _raise_flags(

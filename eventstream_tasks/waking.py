@@ -22,6 +22,10 @@ LEAST_REST, MOST_REST = 0.002, 0.02
 full speed pays for one round in several events, and senders to many channels leave half of
 the processor to themselves. An event that comes when nothing is going on is not delayed."""
 
+END_WAIT = 5.0
+"""Most seconds that a process which ends waits. More than `wake_timeout`: a command that
+sends once has everything to import yet. A broker that is dead fails sooner by itself."""
+
 Send = Callable[[str, tuple[object, ...]], None]
 """Enqueues the task of a name with arguments, in the context of whoever asked for it."""
 
@@ -117,11 +121,11 @@ class Waker:
         elif self._is_idle:
             self._changed.notify_all()
         if self._is_ending:
-            self._changed.wait_for(self._is_done, conf.get_options().wake_timeout)
+            self._changed.wait_for(self._is_done, END_WAIT)
 
     def _end(self) -> None:
         self._is_ending = True
-        self.flush(conf.get_options().wake_timeout)
+        self.flush(END_WAIT)
 
     def _run(self) -> None:
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -254,7 +255,8 @@ def test_sender_is_not_held_up_by_a_dead_broker(
 
     assert max(seconds) < 1.5  # not even the first waits
     assert Event.objects.count() == 20
-    assert broker.circuit.failure_count == 1
+    # One for the first, and one for what was sent while that was tried.
+    assert broker.circuit.failure_count in (1, 2)
 
 
 def test_best_effort_events_are_not_held_up_by_a_dead_broker_either(
@@ -319,6 +321,31 @@ def test_slow_broker_is_noticed_and_holds_up_no_sender(
     assert Event.objects.count() == 20 * len(seconds)
 
 
+def test_what_was_asked_for_before_the_circuit_opened_is_tried(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    """The first wake-up of a busy process may take its time, and the broker be well."""
+    settings.EVENTSTREAM_TASKS_WAKE_TIMEOUT = 0.05
+    slow = threading.Event()
+    raise_flags = dispatch._raise_flags
+
+    def be_slow(wanted: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
+        assert slow.wait(30)
+        return raise_flags(wanted)
+
+    monkeypatch.setattr(dispatch, "_raise_flags", be_slow)
+    send_event("orders", "message", 1)
+    deadline = time.monotonic() + 30
+    while not broker.circuit.is_open() and time.monotonic() < deadline:
+        send_event("others", "message", 1)
+        time.sleep(0.01)
+    settings.EVENTSTREAM_TASKS_WAKE_TIMEOUT = 10
+    slow.set()
+
+    assert waiting(valkey) == 2
+    assert broker.circuit.failure_count == 1
+
+
 def test_wake_ups_are_tried_again_after_a_pause(
     server: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,8 +372,7 @@ def test_wake_ups_are_tried_again_after_a_pause(
 @pytest.fixture(scope="module")
 def installation() -> Iterator[Stack]:
     """A project of its own, as the processes that send are."""
-    timeout = json.dumps({"EVENTSTREAM_TASKS_WAKE_TIMEOUT": 20})
-    stack = Stack(env={"ES_SET": timeout})
+    stack = Stack()
     yield stack
     stack.close()
 
@@ -447,4 +473,4 @@ def test_process_that_ends_waits_for_a_dead_broker_no_longer_than_that() -> None
         finally:
             stack.close()
 
-    assert float(found) < 5
+    assert float(found) < 4
