@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from celery import current_app
-from celery.signals import before_task_publish
+from celery.signals import before_task_publish, worker_process_shutdown
 from django.db import connections
 from django.db.models.functions import Now
 from pytest_django import Settings
@@ -67,6 +67,7 @@ def valkey(
     server: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Valkey:
     server.client.flushall()
+    settings.EVENTSTREAM_TASKS_WAKE_TIMEOUT = 10.0  # of a machine that is busy
     use(server.url, settings, monkeypatch)
     return server
 
@@ -233,6 +234,35 @@ def test_task_is_sent_in_the_context_of_whoever_came_first(valkey: Valkey) -> No
     before_task_publish.disconnect(look)
 
     assert seen == ["first"]
+
+
+def test_eager_task_runs_in_the_sender(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it sees the transaction of a test case, which nobody else does."""
+    threads: list[int] = []
+
+    def relay(*args: object, **options: bool) -> Report:
+        threads.append(threading.get_ident())
+        return relay_partition(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tasks, "relay_partition", relay)
+    current_app.conf.task_always_eager = True
+    try:
+        send_event("orders", "message", 1)
+    finally:
+        current_app.conf.task_always_eager = False
+
+    assert threads == [threading.get_ident()]
+    assert Event.objects.exclude(position=None).count() == 1
+
+
+def test_child_of_a_worker_that_ends_has_woken(valkey: Valkey) -> None:
+    send_event("orders", "message", 1)
+
+    worker_process_shutdown.send(sender=None, pid=0, exitcode=0)
+
+    assert valkey.client.llen("eventstream") == 1
 
 
 @pytest.mark.parametrize("way", ["refused", "mute"])
