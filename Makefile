@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 ARGS ?=
+BEHIND_PUSHPIN := $(patsubst %,tests/acceptance/test_%.py,streams clients beginnings proxy_readers access cross_origin faults postgres console browser) tests/proof/test_process_deaths.py
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +77,11 @@ python313: ## the suite on Python 3.13, Debian 13's, in a chroot; as root
 	@command -v mmdebstrap >/dev/null || sh deploy/apt.sh mmdebstrap
 	sh tests/other_debian.sh trixie py313-django52-newest,py313-django60-newest
 
+newest-pushpin: system ## the tests of streams behind Pushpin, with Debian sid's, 1.41; as root
+	@command -v mmdebstrap >/dev/null || sh deploy/apt.sh mmdebstrap
+	sh tests/newest_pushpin.sh
+	PATH="$(CURDIR)/var/pushpin/bin:$$PATH" $(BIN)/python -m pytest -k 'not direct' $(or $(ARGS),$(BEHIND_PUSHPIN))
+
 bench: system ## compare with the peer and the physical floor; QUICK=1, ROUNDS=3, ONLY='send idle'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
@@ -96,4 +102,4 @@ format: $(STAMP) ## let ruff rewrite the code
 clean: ## remove what these targets made
 	rm -rf js/node_modules js/dist .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean hosts docs python313
+.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean hosts docs python313 newest-pushpin

@@ -1,6 +1,8 @@
 """Last-Event-ID ↔ {channel: event id}. Pure: no I/O, no Django.
 
-The text is `chanA:12,chanB:7`, with the names percent-encoded.
+The text is `chanA:12,chanB:7`, with the names percent-encoded. Behind a proxy a live event's
+id names its own channel twice, `chanA:11,chanB:7,chanA:12`: the last entry counts
+(docs/decisions/0004-grip-holds.md).
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def split_position(positions: Mapping[str, int], channel: str) -> tuple[str, str
 
 
 def parse_position(text: str) -> dict[str, int]:
-    """Return the event id of each channel in a Last-Event-ID.
+    """Return the event id of each channel in a Last-Event-ID, by its last entry.
 
     Raises:
         ResumeNotAllowedError: The text is the id of a stream-error.

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from string import Template
 
 _HERE = Path(__file__).resolve().parent
+
+
+def _find_libdir() -> str:
+    """Return where internal.conf is: in the lib beside the bin of the first on PATH."""
+    program = shutil.which("pushpin") or "/usr/bin/pushpin"
+    return str(Path(program).resolve().parents[1] / "lib/pushpin")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,7 @@ class PushpinConfig:
         metrics_port: Where it shows its Prometheus page, on 127.0.0.1; None for nowhere.
             Named in EVENTSTREAM_PROXY_METRICS, it tells how many readers there are.
         max_connections: Most clients. Each takes a file descriptor.
-        libdir: Where the package keeps internal.conf.
+        libdir: Where internal.conf is; by default that of the installed Pushpin.
         log_level: 0 errors, 1 warnings, 2 information.
     """
 
@@ -44,7 +51,7 @@ class PushpinConfig:
     publish_host: str = "127.0.0.1"
     metrics_port: int | None = None
     max_connections: int = 5000
-    libdir: str = "/usr/lib/pushpin"
+    libdir: str = dataclasses.field(default_factory=_find_libdir)
     log_level: int = 1
 
     @property
@@ -54,13 +61,13 @@ class PushpinConfig:
 
     @property
     def services(self) -> str:
-        """What the runner starts; 1.40 gave the first of them another name."""
+        """What the runner starts. Since 1.40 under other names, and no zurl is needed."""
         internal = Path(self.libdir, "internal.conf")
         is_new = internal.exists() and "connmgr_in_specs" in internal.read_text()
         return (
-            "connmgr,zurl,proxy,handler"
+            "connmgr,proxy,handler"
             if is_new
-            else ("condure,zurl,pushpin-proxy,pushpin-handler")
+            else "condure,zurl,pushpin-proxy,pushpin-handler"
         )
 
     def write(self) -> Path:

@@ -63,9 +63,12 @@ def event_item(row: OutboxRow) -> dict[str, Any]:
         names = sorted(quote_channel(user_id) for user_id in skipped)
         item["meta"] = {"skip_users": ",".join(names)}
     if row.eid is not None:
-        # %I is the position in all channels of that stream, which the proxy knows.
+        # %I is the position in all channels of that stream, which the proxy knows: with
+        # Pushpin up to 1.40 after this event, from 1.41 on before it. So this channel's id
+        # follows, as of two entries the last counts.
+        entry = f"{escape_format(quote_channel(row.channel))}:{row.eid}"
         item["http-stream"] = {
-            "content": f"id: %I\n{escape_format(body)}\n",
+            "content": f"id: %I,{entry}\n{escape_format(body)}\n",
             "content-filters": [FILTER_BUILD_ID],
         }
         previous = str(row.eid - 1)

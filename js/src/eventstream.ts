@@ -1,7 +1,7 @@
 import { StreamErrorEvent, StreamResetEvent, StreamStatusEvent } from "./events.ts";
 import { Link, type Status } from "./link.ts";
 import type { ParsedEvent } from "./parser.ts";
-import { isWithin, parsePosition } from "./position.ts";
+import { isWithin, parsePosition, tidy } from "./position.ts";
 import { Share } from "./share.ts";
 import {
   openEventSource,
@@ -332,8 +332,9 @@ export class EventStream extends EventTarget {
   }
 
   /** Dispatches an event that is new, and moves the cursor; says whether it was. */
-  #accept({ type, data, id, hasId }: ParsedEvent): boolean {
+  #accept({ type, data, id: received, hasId }: ParsedEvent): boolean {
     if (!this.#isRunning) return false;
+    const id = tidy(received);
     const cursor = this.#cursor;
     let event: MessageEvent<string> | undefined;
     const init: MessageEventInit<string> = { data, origin: this.#origin, lastEventId: id };

@@ -1,6 +1,7 @@
 /**
  * Positions: `chanA:12,chanB:7`, with the names percent-encoded. Names stay as they come:
- * the client compares and sends them back, and never needs to know what they mean.
+ * the client compares and sends them back, and never needs to know what they mean. Behind a
+ * proxy an id names the channel of its event twice: the last entry counts.
  */
 
 export type Position = Map<string, number>;
@@ -16,13 +17,20 @@ export function parsePosition(text: string): Position | null {
   return position;
 }
 
+/** Returns a position without the entries that later ones replace; any other text as it is. */
+export function tidy(text: string): string {
+  if (!parsePosition(text)) return text;
+  const entries = new Map<string, string>();
+  for (const part of text.split(",")) {
+    const entry = part.trim();
+    entries.set(entry.slice(0, entry.lastIndexOf(":")), entry);
+  }
+  return [...entries.values()].join(",");
+}
+
 /** Equal positions give equal texts, in whatever order their channels came. */
 export function canonical(text: string): string {
-  return text
-    .split(",")
-    .map((part) => part.trim())
-    .sort()
-    .join(",");
+  return tidy(text).split(",").sort().join(",");
 }
 
 /** Says whether `text` has nothing that `base` has not; false if either is no position. */

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { backoff, retryAfter } from "../src/backoff.ts";
-import { canonical, isWithin, parsePosition } from "../src/position.ts";
+import { canonical, isWithin, parsePosition, tidy } from "../src/position.ts";
 
 test("a position has a number for each channel, and names stay as they come", () => {
   assert.deepEqual([...parsePosition("a:12,caf%C3%A9%2F:0")!], [["a", 12], ["caf%C3%A9%2F", 0]]);
@@ -18,6 +18,20 @@ test("equal positions are equal in whatever order", () => {
   assert.notEqual(canonical("b:1,a:2"), canonical("a:1,b:2"));
 });
 
+test("of a channel that comes twice the last entry counts", () => {
+  assert.deepEqual([...parsePosition("a:4,b:2,a:5")!], [["a", 5], ["b", 2]]);
+  assert.equal(tidy("a:4,b:2,a:5"), "a:5,b:2");
+  assert.equal(tidy("user:7:3, user:7:4"), "user:7:4");
+  assert.equal(canonical("b:2,a:4,a:5"), canonical("a:5,a:5,b:2"));
+  assert.notEqual(canonical("a:4,a:5"), canonical("a:5,a:4"));
+});
+
+for (const text of ["", "error", "42,42", "b:1, a:9223372036854775807"]) {
+  test(`${JSON.stringify(text)} stays as it is, but for spaces`, () => {
+    assert.equal(tidy(text), text.replace(" ", ""));
+  });
+}
+
 const WITHIN: [string, string, boolean][] = [
   ["a:1", "a:1", true],
   ["a:1", "a:2", true],
@@ -27,6 +41,10 @@ const WITHIN: [string, string, boolean][] = [
   ["a:1,b:0", "a:9", false],
   ["a:1", "a:9,b:3", true],
   ["a:10", "a:9", false],
+  ["a:9,a:1", "a:1", true],
+  ["a:1", "a:9,a:1", true],
+  ["a:0,a:2", "a:1", false],
+  ["a:1", "a:1,a:0", false],
   ["error", "a:1", false],
   ["7", "9", false],
 ];

@@ -66,6 +66,21 @@ test("events that were dispatched already are dropped, and those without an id a
   assert.deepEqual(ids, ["a:1,b:0", "a:1,b:1", "a:1,b:1", "a:1,b:1", "a:2,b:1"]);
 });
 
+test("an id that names its channel twice, as a proxy's does, is the last of the two", async (t) => {
+  const text = event("a:0,b:0,a:1", "a1") + event("a:1,b:1,b:1", "b1") + event("a:0,b:1,a:1", "a1");
+  const server = await Server.start(t, (response) => open(response, text + event("a:1,b:1,a:2", "a2")));
+  const { stream, data, ids } = new Recorder(t, server.url, { lastEventId: "a:0,b:0" });
+
+  await until(() => data.includes("a2"), "the last event");
+  server.cut();
+  await until(() => server.requests.length === 2, "the second request");
+
+  assert.deepEqual(data.slice(0, 3), ["a1", "b1", "a2"]);
+  assert.deepEqual(ids.slice(0, 3), ["a:1,b:0", "a:1,b:1", "a:2,b:1"]);
+  assert.equal(stream.lastEventId, "a:2,b:1");
+  assert.equal(server.requests[1]!.query.get("lastEventId"), "a:2,b:1");
+});
+
 test("ids of types that nobody listens to count", async (t) => {
   const server = await Server.start(t, (response) => open(response, event(1, "x", "other")));
   const { stream } = new Recorder(t, server.url);

@@ -217,6 +217,34 @@ def test_skipped_user_receives_neither_live_nor_on_catch_up(
         assert list(numbers([mine.next()])) == [2]
 
 
+def test_every_event_moves_the_position_which_is_taken_back_as_it_came(
+    stack: Stack, cookies: dict[int, dict[str, str]]
+) -> None:
+    url = f"{stack.url}/events/?channel=moves-a&channel=moves-b%25"
+    with (
+        Stream(url, headers=cookies[1]).open() as mine,
+        Stream(url).open() as witness,
+    ):
+        stack.send("moves-a", 2)
+        assert [m.id for m in mine.take(2)] == [
+            "moves-a:1,moves-b%25:0",
+            "moves-a:2,moves-b%25:0",
+        ]
+        stack.run(
+            "from eventstream import send_event\n"
+            "send_event('moves-a', 'message', 'not for 1', skip_user_ids=[1])"
+        )
+        assert witness.take(3)[2].id == "moves-a:3,moves-b%25:0"
+        stack.send("moves-b%")
+        assert mine.next().id == "moves-a:3,moves-b%25:1"
+        as_it_came = mine.parser.last_id
+
+    stack.send("moves-b%")
+    with Stream(url, headers=cookies[1], last_event_id=as_it_came).open() as mine:
+        assert mine.next().id == "moves-a:3,moves-b%25:2"
+        assert mine.is_silent(0.5)
+
+
 def test_private_channel_is_refused_to_others(
     stack: Stack, cookies: dict[int, dict[str, str]]
 ) -> None:

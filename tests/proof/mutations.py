@@ -96,6 +96,16 @@ MUTATIONS = [
         f"{RELAY}::test_every_target_gets_every_event_once_in_order",
     ),
     Mutation(
+        "an event's id is what the proxy knew before it", "eventstream/targets/grip.py",
+        "id: %I,{entry}", "id: {entry},%I",
+        "tests/unit/test_injection.py::test_proxy_expands_nothing_that_was_sent",
+    ),
+    Mutation(
+        "of two entries of a channel the first counts", "eventstream/positions.py",
+        "positions[unquote(name)] = int(number)", "positions.setdefault(unquote(name), int(number))",
+        "tests/unit/test_positions.py::test_of_two_entries_of_a_channel_the_last_counts",
+    ),
+    Mutation(
         "a wrong key buries the outbox", "eventstream/targets/grip.py",
         "frozenset({400, 413, 422})", "frozenset({400, 401, 403, 413, 422})",
         "tests/unit/test_grip_target.py::test_any_other_answer_is_for_now",

@@ -25,7 +25,8 @@ class Message:
     Attributes:
         type: Its event type, "message" by default.
         data: The data lines, joined by LF.
-        id: The client's last event id after it.
+        id: The client's last event id after it, as the application reads it: behind a
+            proxy an id may name a channel twice, and the last counts.
     """
 
     type: str
@@ -54,7 +55,7 @@ class Parser:
                 self._field(line)
             elif self._type or self._data:
                 kind, data = self._type or "message", "\n".join(self._data)
-                messages.append(Message(kind, data, self.last_id))
+                messages.append(Message(kind, data, tidy(self.last_id)))
                 self._type, self._data = "", []
         return messages
 
@@ -69,6 +70,12 @@ class Parser:
             self.last_id = value
         elif name == "retry" and value.isdecimal():
             self.retry = int(value)
+
+
+def tidy(position: str) -> str:
+    """Return a position without the entries that later ones of their channel replace."""
+    entries = {part.rpartition(":")[0]: part for part in position.split(",")}
+    return ",".join(entries.values())
 
 
 class Stream:

@@ -48,7 +48,7 @@ def test_stored_event_is_linked_to_the_one_before(endpoint: GripEndpoint) -> Non
             "id": "7",
             "prev-id": "6",
             "http-stream": {
-                "content": "id: %I\nevent: message\ndata: 50 %%\n\n",
+                "content": "id: %I,a%%20b:7\nevent: message\ndata: 50 %%\n\n",
                 "content-filters": ["build-id"],
             },
         }
@@ -192,7 +192,8 @@ def test_name_keeps_no_secrets() -> None:
 def test_item_is_what_the_proxy_s_own_library_would_export() -> None:
     row = OutboxRow(1, 1, 0, "a b", 7, "message", "50 %\nö", ",4,9,")
     stream = HttpStreamFormat(
-        "id: %I\nevent: message\ndata: 50 %%\ndata: ö\n\n", content_filters=["build-id"]
+        "id: %I,a%%20b:7\nevent: message\ndata: 50 %%\ndata: ö\n\n",
+        content_filters=["build-id"],
     )
     item = Item(stream, id="7", prev_id="6", meta={"skip_users": "4,9"})
 

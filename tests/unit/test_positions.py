@@ -43,6 +43,11 @@ def test_spaces_around_a_part_are_taken() -> None:
     assert parse_position("a:1, b%2Cc:2") == {"a": 1, "b,c": 2}
 
 
+def test_of_two_entries_of_a_channel_the_last_counts() -> None:
+    assert parse_position("a:4,b:2,a:5") == {"a": 5, "b": 2}
+    assert parse_position("a%20b:5,a b:3") == {"a b": 3}
+
+
 @pytest.mark.parametrize(
     "text",
     [
