@@ -526,6 +526,17 @@ def test_prune_in_several_transactions_leaves_nothing_between(
     assert sum(counts) == 110
 
 
+def test_prune_passes_over_rows_that_are_gone(targets: Targets) -> None:
+    send(6)
+    relay_all("default")
+    age([1, 2, 3, 4], 90_000)
+    Event.objects.filter(eid__in=[2, 5]).delete()  # by hand, in the database's shell
+
+    jobs.prune("default")
+
+    assert list(Event.objects.values_list("eid", flat=True)) == [6]
+
+
 def test_prune_leaves_what_a_target_has_not_got(targets: Targets) -> None:
     send(2)
     relay_all("default")

@@ -179,6 +179,11 @@ MUTATIONS = [
         f"{RELAY}::test_prune_makes_no_hole_when_ages_are_inverted",
     ),
     Mutation(
+        "prune deletes around what is young", "eventstream/pruning.py",
+        "count <= last - first", "False",
+        f"{RELAY}::test_prune_makes_no_hole_when_ages_are_inverted",
+    ),
+    Mutation(
         "a pruned position is passed over in silence", "eventstream/log.py",
         "if not events or events[0].eid != eid + 1:", "if not events:",
         f"{RELAY}::test_position_outside_the_log_is_a_reset",
