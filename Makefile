@@ -83,7 +83,7 @@ newest-pushpin: system ## the tests of streams behind Pushpin, with Debian sid's
 	PATH="$(CURDIR)/var/pushpin/bin:$$PATH" $(BIN)/python -m pytest -k 'not direct' $(or $(ARGS),$(BEHIND_PUSHPIN))
 
 bench: system ## compare with the peer and the physical floor; QUICK=1, ROUNDS=3, ONLY='send idle'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --group bench
 	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 lint: $(STAMP) ## ruff, migrations, system checks

@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 import traceback
 import venv
 from pathlib import Path
@@ -35,7 +36,8 @@ def install_peer(directory: Path) -> Path:
         venv.create(directory, with_pip=True, clear=True)
         subprocess.run(
             [
-                str(python), "-m", "pip", "install", "--quiet",
+                # Errors only: of an index that is a folder, pip warns at each package.
+                str(python), "-m", "pip", "install", "-qq",
                 "--disable-pip-version-check", "-r", str(PEER_REQUIREMENTS),
             ],
             check=True,
@@ -55,6 +57,7 @@ def measure(bench: Bench, cases: list[Case], rounds: int) -> dict[str, Any]:
                 before = sides[side]["rounds"]
                 if before and "error" in before[-1]:
                     continue  # it takes minutes to find out that it still cannot
+                began = time.monotonic()
                 try:
                     figures = case.run(bench, side)
                 except Exception as error:
@@ -62,8 +65,10 @@ def measure(bench: Bench, cases: list[Case], rounds: int) -> dict[str, Any]:
                     figures = {"error": f"{type(error).__name__}: {error}"[:500]}
                 sides[side]["rounds"].append(figures)
                 shown = {k: v for k, v in figures.items() if k not in ("cpu",)}
+                taken = time.monotonic() - began
                 print(
-                    f"{case.name:20} {side:6} round {number + 1}: {shown}", flush=True
+                    f"{case.name:20} {side:6} round {number + 1}, {taken:4.0f} s: {shown}",
+                    flush=True,
                 )
         for found in sides.values():
             values = [r["value"] for r in found["rounds"] if r.get("value") is not None]
