@@ -38,6 +38,11 @@ FROM {{event}} WHERE partition = %(partition)s AND position > %(after)s
 ORDER BY position LIMIT %(limit)s
 """  # noqa: S608  names of columns
 
+_READ_AFTER = f"""
+SELECT {", ".join(LogEvent._fields)} FROM {{event}}
+WHERE channel = %s AND eid > %s ORDER BY eid LIMIT %s
+"""  # noqa: S608  names of columns
+
 
 class Log:
     """What of the storage only reads."""
@@ -147,7 +152,13 @@ class Log:
         return starts["start"] or 0
 
     def read_after(
-        self, using: str, channel: str, eid: int, *, limit: int
+        self,
+        using: str,
+        channel: str,
+        eid: int,
+        *,
+        limit: int,
+        last_eid: int | None = None,
     ) -> ChannelLog:
         """Return what follows an event id in a channel.
 
@@ -159,19 +170,19 @@ class Log:
             channel: Its name.
             eid: The last event id that the reader has.
             limit: Most events to return.
+            last_eid: The last id of the channel, of whoever reads on and knows it.
         """
-        last_eid = self.current_ids(using, [channel])[channel]
+        if last_eid is None:
+            last_eid = self.current_ids(using, [channel])[channel]
         if eid == last_eid:
             return ChannelLog([], last_eid, is_reset=False)
         if not 0 <= eid < last_eid:
             return ChannelLog([], last_eid, is_reset=True)
-        rows = (
-            Event.objects.using(using)
-            .filter(channel=channel, eid__gt=eid)
-            .order_by("eid")
-            .values_list(*LogEvent._fields)
-        )
-        events = list(map(LogEvent._make, rows[:limit]))
+        statement = _READ_AFTER.format(event=table_name(using, Event))
+        with connections[using].cursor() as cursor:
+            # Django's own way to a row takes three times as long as the driver's.
+            cursor.execute(statement, [channel, eid, limit])
+            events = list(map(LogEvent._make, cursor.fetchall()))
         if not events or events[0].eid != eid + 1:  # below the floor
             return ChannelLog([], last_eid, is_reset=True)
         return ChannelLog(events, max(last_eid, events[-1].eid), is_reset=False)

@@ -34,7 +34,7 @@ from eventstream.exceptions import (
 )
 from eventstream.initial import encode_initial_state, read_initial_states
 from eventstream.positions import format_position, parse_position, split_position
-from eventstream.rows import ChannelLog, LogEvent, is_skipped
+from eventstream.rows import ChannelLog, LogEvent, without_skipped
 from eventstream.specs import check_channel
 from eventstream.storage import DjangoModelStorage, alias_of, get_storage
 from eventstream.tokens import take_grant
@@ -254,18 +254,17 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
                 lost.append(name)
                 positions[name] = log.last_eid
                 continue
-            before, after = split_position(positions, name)
-            for event in log.events:
-                if size >= options.page_bytes:
-                    is_last = False
-                    break
-                positions[name] = event.eid
-                event_count += 1
-                size += len(event.data)
-                if not is_skipped(event.skip_users, reader.user_id):
-                    body = sse.encode_data(event.type, event.data)
-                    parts.append(f"id: {before}{event.eid}{after}\n{body}\n")
+            events, taken = _cut(log.events, options.page_bytes - size)
+            if not events:
+                continue
+            size += taken
+            event_count += len(events)
+            positions[name] = events[-1].eid
             is_last = is_last and positions[name] >= log.last_eid
+            before, after = split_position(positions, name)
+            parts.append(
+                sse.encode_log(without_skipped(events, reader.user_id), before, after)
+            )
     fresh = [
         name
         for name in reader.channels
@@ -300,6 +299,16 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     return Page("".join([*first, *parts]), begin, positions, is_last, heads)
 
 
+def _cut(events: list[LogEvent], limit: int) -> tuple[list[LogEvent], int]:
+    """Return the events up to the first that reaches a number of bytes, and their size."""
+    size = 0
+    for count, event in enumerate(events, 1):
+        size += len(event.data)
+        if size >= limit:
+            return events[:count], size
+    return events, size
+
+
 def read_log(
     storage: DjangoModelStorage, using: str, channel: str, eid: int, *, limit: int
 ) -> ChannelLog:
@@ -310,9 +319,11 @@ def read_log(
     most_bytes = conf.get_options().page_bytes
     events: list[LogEvent] = []
     size = 0
+    last_eid = None
     while True:
         left = min(limit - len(events), _ROWS_PER_READ)
-        log = storage.read_after(using, channel, eid, limit=left)
+        log = storage.read_after(using, channel, eid, limit=left, last_eid=last_eid)
+        last_eid = log.last_eid
         if log.is_reset and events:
             # Pruned meanwhile. A reset does not follow events: the next page finds it.
             return ChannelLog(events, log.last_eid, is_reset=False)

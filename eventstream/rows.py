@@ -99,3 +99,10 @@ def split_users(text: str) -> list[str]:
 def is_skipped(skip_users: str, user_id: str) -> bool:
     """Say whether the event is not for this user. "" is the anonymous user."""
     return bool(skip_users and user_id) and f",{user_id}," in skip_users
+
+
+def without_skipped(events: list[LogEvent], user_id: str) -> list[LogEvent]:
+    """Return the events that are for this user: nearly always all of them, as they are."""
+    if not user_id or not any(event.skip_users for event in events):
+        return events
+    return [event for event in events if not is_skipped(event.skip_users, user_id)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from eventstream import sse
 from eventstream.hub.tails import ChannelState, TailEvent
 from eventstream.positions import format_position, split_position
 from eventstream.reading import Reader
-from eventstream.rows import LogEvent, is_skipped
+from eventstream.rows import LogEvent, is_skipped, without_skipped
 
 
 class Subscriber:
@@ -128,36 +128,26 @@ class Subscriber:
             return state.chunk_after(place)
         return self.encode_items(state, items)
 
-    def encode_items(self, state: ChannelState, items: Iterable[TailEvent]) -> bytes:
-        """Return a tail's items for this reader; see `encode`."""
-        return self.encode(state, [(i.place, i.skip_users, i.body) for i in items])
-
-    def encode_log(self, state: ChannelState, events: Iterable[LogEvent]) -> bytes:
-        """Return a page of the log for this reader; see `encode`."""
-        encode_data = sse.encode_data
-        return self.encode(
-            state,
-            [(e.eid, e.skip_users, encode_data(e.type, e.data) + "\n") for e in events],
-        )
-
-    def encode(
-        self, state: ChannelState, items: Sequence[tuple[int, str, str]]
-    ) -> bytes:
-        """Return events for this reader, each with the position in all channels.
-
-        Args:
-            state: Their channel. The reader's place in it moves to the last of them.
-            items: Place, users to skip, and the event's lines without its id.
-        """
+    def encode_items(self, state: ChannelState, items: Sequence[TailEvent]) -> bytes:
+        """Return a tail's items for this reader; its place moves to the last of them."""
         if not items:
             return b""
-        self.places[state.name] = items[-1][0]
+        self.places[state.name] = items[-1].place
         user_id = self.reader.user_id
-        if any(skip_users for _, skip_users, _ in items):
-            items = [item for item in items if not is_skipped(item[1], user_id)]
+        if any(item.skip_users for item in items):
+            items = [item for item in items if not is_skipped(item.skip_users, user_id)]
         if not state.is_reliable:
-            return "".join([body for _, _, body in items]).encode()
+            return "".join([item.body for item in items]).encode()
         before, after = split_position(self.position(), state.name)
         return "".join(
-            [f"id: {before}{place}{after}\n{body}" for place, _, body in items]
+            [f"id: {before}{item.place}{after}\n{item.body}" for item in items]
         ).encode()
+
+    def encode_log(self, state: ChannelState, events: list[LogEvent]) -> bytes:
+        """Return a page of the log for this reader; its place moves to the last event."""
+        if not events:
+            return b""
+        self.places[state.name] = events[-1].eid
+        events = without_skipped(events, self.reader.user_id)
+        before, after = split_position(self.position(), state.name)
+        return sse.encode_log(events, before, after).encode()

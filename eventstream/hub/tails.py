@@ -80,10 +80,10 @@ class ChannelState:
         When a thousand readers come back at once, the first one's page serves them all.
         """
         options = conf.get_options()
-        older = [event for event in events if event.eid <= self.start]
-        if not older or older[-1].eid != self.start:
+        if not events or not events[0].eid <= self.start <= events[-1].eid:
             return
-        for event in reversed(older):
+        # Consecutive: those that the tail has are the last.
+        for event in reversed(events[: self.start - events[0].eid + 1]):
             item = TailEvent(event.eid, event)
             if (
                 len(self.tail) >= options.queue_length

@@ -20,6 +20,7 @@ def proxy_restart(bench: Bench, side: str) -> Figures:
     ask the origin is counted over one timeout of their links and a little more.
     """
     clients, link_timeout = bench.scale.clients, 5 if bench.is_quick else 60
+    count = 40 if bench.is_quick else 100
     with bench.ours(pushpin=True, EVENTSTREAM_NEXT_LINK_TIMEOUT=link_timeout) as found:
         web = found.stack.start_web(extra=("--log-level", "info"))
         found.start_worker()
@@ -27,14 +28,14 @@ def proxy_restart(bench: Bench, side: str) -> Figures:
         assert pushpin is not None
         path = [found.path("orders")]
         with load(
-            found.port, path, clients=clients, expect=120, timeout=180, per_second=250,
+            found.port, path, clients=clients, expect=count + 20, timeout=180, per_second=250,
             retry=1,
         ) as client:  # fmt: skip
             client.until_open()
-            found.send("rate", "orders", 100, 20)
+            found.send("rate", "orders", count, 20)
             began = time.monotonic()
             _restart(pushpin)
-            found.send("rate", "orders", 20, 100, 101)
+            found.send("rate", "orders", 20, 100, count + 1)
             received = client.result()
             seconds = received["last_at"] - began
         with load(
@@ -123,7 +124,8 @@ def growth_by_clients(bench: Bench, side: str) -> Figures:
             client.until_open()
         found.send("rate", "warm", 10, 50)
         for clients in GROWTH[:-1] if bench.is_quick else GROWTH:
-            points.append(_point(found, web, clients))
+            count = 8 if bench.is_quick else 20
+            points.append(_point(found, web, clients, count))
     return {
         "value": points[-1]["p50_ms"] / points[-2]["p50_ms"],
         "points": points,
@@ -131,17 +133,17 @@ def growth_by_clients(bench: Bench, side: str) -> Figures:
     }
 
 
-def _point(found: Ours, web: Process, clients: int) -> Figures:
+def _point(found: Ours, web: Process, clients: int, count: int) -> Figures:
     channel = f"orders-{clients}"
     empty = memory_bytes(web)
     with load(
-        found.port, [found.path(channel)], clients=clients, expect=20, timeout=180,
+        found.port, [found.path(channel)], clients=clients, expect=count, timeout=180,
         latencies=True,
     ) as client:  # fmt: skip
         client.until_open()
         time.sleep(1)
         memory, cpu = memory_bytes(web), cpu_seconds(web)
-        found.send("rate", channel, 20, 4)
+        found.send("rate", channel, count, 4)
         received = client.result()
         spent = cpu_seconds(web) - cpu
     return {

@@ -111,12 +111,13 @@ class Ours(Side):
         postgres: Postgres,
         *,
         with_pushpin: bool,
+        template: str,
         settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.postgres = postgres
         self.database = "b" + os.urandom(4).hex()
-        url = postgres.create_database(self.database)
+        url = postgres.create_database(self.database, template=template)
         chosen = {
             "EVENTSTREAM_CHANNELMANAGER_CLASS": CHANNELMANAGER,
             **(settings or {}),
@@ -124,6 +125,7 @@ class Ours(Side):
         self.stack = Stack(
             database_url=url,
             with_pushpin=with_pushpin,
+            is_migrated=True,
             env={"ES_SET": json.dumps(chosen)},
         )
         self.exits.callback(self.stack.close)
@@ -173,11 +175,11 @@ class Ours(Side):
         return self.parts["worker"]
 
     def stop(self) -> None:
-        """Stop web and worker."""
+        """End web and worker at once: what they would leave behind goes with them."""
         for name in ("web", "worker"):
             part = self.parts.pop(name, None)
             if part is not None:
-                part.stop()
+                part.kill()
 
 
 class Peer(Side):

@@ -35,6 +35,7 @@ class Stack:
         with_pushpin: Streams are held by Pushpin, else by the web process.
         with_valkey: There is a bus and broker; without, no worker can be started.
         env: More environment, for every process.
+        is_migrated: The database has our tables already.
     """
 
     def __init__(
@@ -44,10 +45,13 @@ class Stack:
         with_pushpin: bool = False,
         with_valkey: bool = True,
         env: dict[str, str] | None = None,
+        is_migrated: bool = False,
     ) -> None:
         self._exits = ExitStack()
         try:
             self._build(database_url, with_pushpin, with_valkey, env or {})
+            if not is_migrated:
+                self.manage("migrate", "-v", "0")
         except BaseException:
             self.close()
             raise
@@ -88,7 +92,6 @@ class Stack:
         self.web: Process | None = None
         self.worker: Process | None = None
         self.beat: Process | None = None
-        self.manage("migrate", "-v", "0")
 
     # --- processes
 

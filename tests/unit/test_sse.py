@@ -56,6 +56,19 @@ def test_reader_gets_the_data_with_line_feeds(data: str) -> None:
         assert messages == [Message(type="message", data=expected, id="c:1")]
 
 
+@given(
+    st.lists(st.tuples(st.integers(1), st.text(max_size=5), st.text(), st.just(""))),
+    st.sampled_from(["orders:", "a:1,b:"]),
+)
+def test_log_is_encoded_as_its_events_are(
+    events: list[tuple[int, str, str, str]], before: str
+) -> None:
+    assert sse.encode_log(events, before, ",c:3") == "".join(
+        sse.encode_event(event_type, data, f"{before}{number},c:3")
+        for number, event_type, data, _ in events
+    )
+
+
 def test_preamble_pads_sets_retry_and_opens_at_the_position() -> None:
     text = sse.encode_preamble(4, 2000, "orders:3", head="orders:9", keep_alive=20)
 
