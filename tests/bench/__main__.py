@@ -46,6 +46,12 @@ def install_peer(directory: Path) -> Path:
     return python
 
 
+def _describe(error: Exception) -> str:
+    """Return what the page may say of it: a line, without this machine's folders."""
+    line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line.replace(f'{ROOT}/', '')}"[:300]
+
+
 def measure(bench: Bench, cases: list[Case], rounds: int) -> dict[str, Any]:
     """Run all sides of a case in turn, round by round; a side that fails says why."""
     results: dict[str, Any] = {}
@@ -62,7 +68,7 @@ def measure(bench: Bench, cases: list[Case], rounds: int) -> dict[str, Any]:
                     figures = case.run(bench, side)
                 except Exception as error:
                     traceback.print_exc()
-                    figures = {"error": f"{type(error).__name__}: {error}"[:500]}
+                    figures = {"error": _describe(error)}
                 sides[side]["rounds"].append(figures)
                 shown = {k: v for k, v in figures.items() if k not in ("cpu",)}
                 taken = time.monotonic() - began

@@ -6,9 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.bench.cases import FAULTS
 from tests.bench.table import CASES, Case
 
 _COLOURS = {"floor": "#9aa0a6", "peer": "#c5221f", "ours": "#1a73e8"}
+_SIZES = {
+    "growth-clients": "clients of a channel",
+    "growth-channels": "channels that have had an event",
+    "growth-log": "events in the log",
+    "growth-backlog": "events that wait when the worker starts",
+}
 _INTRO = """# Benchmarks
 
 Both sides on one machine ({machine}, Python {python}), {date}: PostgreSQL with its durable defaults, model storage,
@@ -36,7 +43,9 @@ def _cell(side: dict[str, Any] | None) -> str:
         return "-"
     if "median" not in side:
         return "cannot run, see below"
-    text = f"{_number(side['median'])} ({_number(side['least'])} … {_number(side['most'])})"
+    text = _number(side["median"])
+    if side["least"] < side["most"]:
+        text += f" ({_number(side['least'])} … {_number(side['most'])})"
     return text
 
 
@@ -81,13 +90,34 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def absences(results: dict[str, Any]) -> str:
+    """Return where the peer takes no part, or stops."""
+    lines = ["\n## Where the peer stops\n"]
+    for case in CASES:
+        sides = results.get(case.name)
+        if sides is None:
+            continue
+        if case.without_peer:
+            lines.append(f"- {case.title}: {case.without_peer}.")
+        for side in ("peer", "ours"):
+            errors = [
+                r["error"]
+                for r in sides.get(side, {}).get("rounds", [])
+                if "error" in r
+            ]
+            if errors:
+                who = "the peer" if side == "peer" else "this project"
+                lines.append(f"- {case.title}, {who}: {errors[0]}.")
+    return "\n".join(lines) + "\n"
+
+
 def notes(results: dict[str, Any]) -> str:
     """Return everything else that was measured, row by row."""
     lines = ["\n## What else was measured\n"]
     for case in CASES:
         for name, side in results.get(case.name, {}).items():
             rounds = side["rounds"]
-            last = {k: v for k, v in rounds[-1].items() if k != "value"}
+            last = _flat(rounds[-1])
             wrong = {
                 fault: sum(r.get(fault) or 0 for r in rounds)
                 for fault in ("missing", "twice", "disorder")
@@ -97,20 +127,41 @@ def notes(results: dict[str, Any]) -> str:
                 f"{k} {round(v, 3) if isinstance(v, float) else v}"
                 for k, v in last.items()
             )
-            flag = f" **Wrong, in all rounds: {wrong}.**" if wrong else ""
-            lines.append(f"- {case.title}, {name}: {text}.{flag}")
+            found = ", ".join(f"{count:,} {fault}" for fault, count in wrong.items())
+            flag = f" **Wrong, in all rounds: {found}.**" if wrong else ""
+            if text or flag:
+                lines.append(f"- {case.title}, {name}: {text}.{flag}")
     return "\n".join(lines) + "\n"
 
 
+def _flat(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return a round's other figures by what the page calls them; faults only if any."""
+    shown: dict[str, Any] = {}
+    for name, value in figures.items():
+        if name in ("value", "points", "error") or (name in FAULTS and not value):
+            continue
+        if name == "cpu":
+            shown |= {f"CPU seconds of {part}": spent for part, spent in value.items()}
+        else:
+            shown[name.replace("_", " ")] = value
+    return shown
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Draw each row's sides beside each other, as a share of the greatest."""
+    """Draw the sides of each row that has several beside each other."""
     import matplotlib as mpl
 
     mpl.use("svg")
     import matplotlib.pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "eventstream"
-    cases = [case for case in CASES if case.name in results]
+    cases = [
+        case
+        for case in CASES
+        if sum("median" in side for side in results.get(case.name, {}).values()) > 1
+    ]
+    if not cases:
+        return
     figure, axes = plt.subplots(
         len(cases), 1, figsize=(8, 0.75 * len(cases) + 0.5), layout="constrained"
     )
@@ -125,6 +176,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axis.barh(names, values, xerr=spread, color=[_COLOURS[n] for n in names])
         axis.set_title(f"{case.title}, {case.unit}", fontsize=8, loc="left")
         axis.tick_params(labelsize=7)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
@@ -172,10 +224,12 @@ def plot_growth(results: dict[str, Any], path: Path) -> None:
                 values = [point[name] or 0 for point in points]
                 axis.plot(sizes, values, marker="o", label=name.replace("_", " "))
             axis.set_xscale("log")
-            axis.set_ylim(bottom=0)
-            axis.legend(fontsize=6)
+            most = max(point[name] or 0 for name in names for point in points)
+            axis.set_ylim(0, 1.3 * most)
+            axis.legend(fontsize=6, loc="upper left", ncols=2)
             axis.tick_params(labelsize=7)
-        row[0].set_title(case.name.replace("-", " by ", 1), fontsize=8, loc="left")
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        row[0].set_title(f"by {_SIZES[case.name]}", fontsize=8, loc="left")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -193,5 +247,6 @@ def write(path: Path, directory: Path, *, is_quick: bool) -> None:
     if (directory / "growth.svg").exists():
         page += "\nHow cost grows, each axis from nothing: flat is good.\n\n![Growth](growth.svg)\n"
     limits = directory / "findings.md"
+    page += absences(results)
     page += "\n[What falls short, and why](findings.md)\n" if limits.exists() else ""
     (directory / "README.md").write_text(page + notes(results))

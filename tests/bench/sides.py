@@ -83,9 +83,9 @@ class Side:
         """Return the answer of a sending process."""
         out, _ = process.communicate(timeout=600)
         if process.returncode:
-            raise RuntimeError(
-                f"{process.args!r} ended with {process.returncode}: {out}"
-            )
+            assert isinstance(process.args, list)
+            what = " ".join(process.args[2:])  # without the interpreter and its file
+            raise RuntimeError(f"{what!r} ended with {process.returncode}: {out}")
         result: dict[str, Any] = json.loads(out.splitlines()[-1])
         return result
 
