@@ -249,7 +249,9 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
             if left <= 0 or size >= options.page_bytes:
                 is_last = False
                 break
-            log = read_log(storage, using, name, positions[name], limit=left)
+            log = read_log(
+                storage, using, name, positions[name], limit=left, last_eid=heads[name]
+            )
             if log.is_reset:
                 lost.append(name)
                 positions[name] = log.last_eid
@@ -310,16 +312,22 @@ def _cut(events: list[LogEvent], limit: int) -> tuple[list[LogEvent], int]:
 
 
 def read_log(
-    storage: DjangoModelStorage, using: str, channel: str, eid: int, *, limit: int
+    storage: DjangoModelStorage,
+    using: str,
+    channel: str,
+    eid: int,
+    *,
+    limit: int,
+    last_eid: int | None = None,
 ) -> ChannelLog:
     """Read what follows an event id until so many events, or a page's bytes, are there.
 
     A thousand at a query: how large events are is known only when they have been read.
+    `last_eid` is the channel's last id, of whoever has just asked for it.
     """
     most_bytes = conf.get_options().page_bytes
     events: list[LogEvent] = []
     size = 0
-    last_eid = None
     while True:
         left = min(limit - len(events), _ROWS_PER_READ)
         log = storage.read_after(using, channel, eid, limit=left, last_eid=last_eid)
