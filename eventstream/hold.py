@@ -16,7 +16,7 @@ from gripcontrol import Channel
 from eventstream import conf, sse
 from eventstream.exceptions import ExpiredLinkError
 from eventstream.positions import format_position, quote_channel
-from eventstream.reading import Reader, read_page, sign_link
+from eventstream.reading import LinkKind, Reader, read_page, sign_link
 from eventstream.targets.grip import (
     FILTER_BUILD_ID,
     FILTER_REQUIRE_SUB,
@@ -64,23 +64,32 @@ def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
         head=format_position(page.heads),
         keep_alive=options.keep_alive,
     )
-    return _respond(request, reader, page.positions, preamble + page.text, page.is_last)
+    text = preamble + page.text
+    return _respond(
+        request, reader, page.positions, text, page.is_last, is_opening=True
+    )
 
 
 def continue_stream(
-    request: HttpRequest, reader: Reader, *, is_paging: bool
+    request: HttpRequest, reader: Reader, kind: LinkKind
 ) -> HttpResponse:
     """Answer a next link: what is new, which is usually nothing, and hold again.
 
     A held stream's position comes from the proxy (Grip-Last), which knows what it has
     handed over; a paging one's is in the link.
 
+    Up to Pushpin 1.40 an answer goes through the filters of the answer before, from 1.41 on
+    through its own. So the two must have the same, or there must be nothing to filter: after
+    a bare page comes an answer that has the filters, and no body.
+
     Raises:
         ExpiredLinkError: The proxy did not say how far a held stream is. Then it does not
             ask for a stream that it holds: it passes on the request of a client that has
             got hold of the link, for it takes all Grip- headers from those.
     """
-    if not is_paging:
+    if kind is LinkKind.BARE_PAGE and reader.positions:
+        return _respond(request, reader, reader.positions, "", False)
+    if kind is LinkKind.HOLD:
         last: Mapping[str, str] = request.grip.last  # type: ignore[attr-defined]
         positions = grip_positions(last, reader)
         marker = conf.grip_prefix() + MARKER_CHANNEL
@@ -119,6 +128,7 @@ def _respond(
     text: str,
     is_last: bool,
     *,
+    is_opening: bool = False,
     ask_within: int | None = None,
 ) -> HttpResponse:
     now = time.time()
@@ -126,13 +136,25 @@ def _respond(
     base = request.path.partition("/next/")[0].rstrip("/") + "/"
     escaped = escape_format(text) if positions else text
     if not is_last or len(escaped.encode()) > MAX_HOLD_BYTES:
-        # No hold: the proxy sends this on and asks the link at once. Without channels it
-        # applies no filters either, so nothing is to be escaped.
-        token = sign_link(reader, positions, now=now)
-        response = HttpResponse(text, content_type=CONTENT_TYPE)
-        response["Grip-Link"] = f"<{base}next/{token}/>; rel=next"
-        return response
-    instruct: Any = request.grip.start_instruct()  # type: ignore[attr-defined]
+        # No hold: the proxy sends this on and asks the link at once. A first answer may be
+        # large only if it has no filters.
+        is_bare = is_opening or not positions
+        token = sign_link(reader, positions, now=now, is_bare=is_bare)
+        link = f"{base}next/{token}/"
+        if is_bare:
+            response = HttpResponse(text, content_type=CONTENT_TYPE)
+            response["Grip-Link"] = f"<{link}>; rel=next"
+            return response
+        # Without a hold nothing is subscribed to: this channel is there for its filter, and
+        # nothing refers to the format, which the filter wants.
+        instruct: Any = request.grip.start_instruct()  # type: ignore[attr-defined]
+        channel = Channel(channel_name(next(iter(positions))))
+        channel.filters.append(FILTER_BUILD_ID)
+        instruct.add_channel(channel)
+        instruct.meta["id_format"] = "page"
+        instruct.set_next_link(link)
+        return HttpResponse(escaped, content_type=CONTENT_TYPE)
+    instruct = request.grip.start_instruct()  # type: ignore[attr-defined]
     instruct.set_hold_stream()
     prefix = conf.grip_prefix()
     formats = []

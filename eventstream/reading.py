@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -165,8 +166,20 @@ def _set_user(request: HttpRequest, user: AbstractBaseUser | None) -> None:
     request.auser = auser
 
 
+class LinkKind(Enum):
+    """The answer that a next link came with."""
+
+    HOLD = "a hold"
+    PAGE = "a page that is not the last"
+    BARE_PAGE = "the same, without filters"
+
+
 def sign_link(
-    reader: Reader, positions: Mapping[str, int] | None = None, *, now: float
+    reader: Reader,
+    positions: Mapping[str, int] | None = None,
+    *,
+    now: float,
+    is_bare: bool = False,
 ) -> str:
     """Return the token of a next link. Equal arguments within an hour: equal tokens.
 
@@ -177,18 +190,21 @@ def sign_link(
         reader: Whose link it is.
         positions: Where to go on from, while paging. A held stream's is in Grip-Last.
         now: Seconds since the epoch.
+        is_bare: The answer with this link has no filters; see hold.continue_stream.
     """
     quantum = LINK_QUANTUM if positions is None else PAGE_QUANTUM
     issued = int(now) // quantum
     content: list[Any] = [issued, reader.user_id, list(reader.channels)]
     if positions is not None:
         content.append(format_position(positions))
+        if not is_bare:
+            content.append(1)
     return signing.Signer(salt=_LINK_SALT).sign_object(content, compress=True)
 
 
 @sensitive_variables("token")
-def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
-    """Return the reader of a next link, and whether it pages. read_page asks permission.
+def read_link(token: str, *, now: float) -> tuple[Reader, LinkKind]:
+    """Return the reader of a next link, and whose it is. read_page asks permission.
 
     Raises:
         ExpiredLinkError: Too old, or not signed by this site. Reconnecting helps.
@@ -205,7 +221,8 @@ def read_link(token: str, *, now: float) -> tuple[Reader, bool]:
     if expires < now:
         raise ExpiredLinkError("The link has expired")
     positions = parse_position(rest[0]) if rest and rest[0] else {}
-    return Reader(tuple(channels), user_id, positions), bool(rest)
+    kind = (LinkKind.HOLD, LinkKind.BARE_PAGE, LinkKind.PAGE)[min(len(rest), 2)]
+    return Reader(tuple(channels), user_id, positions), kind
 
 
 @sensitive_variables("parts", "states", "first", "body")

@@ -108,8 +108,8 @@ def _open(request: HttpRequest, view_kwargs: dict[str, Any]) -> HttpResponseBase
 @sensitive_variables("token")
 def _continue(request: HttpRequest, token: str) -> HttpResponseBase:
     try:
-        reader, is_paging = read_link(token, now=time.time())
-        return hold.continue_stream(request, reader, is_paging=is_paging)
+        reader, kind = read_link(token, now=time.time())
+        return hold.continue_stream(request, reader, kind)
     except ExpiredLinkError:
         # An empty answer without a hold ends the stream: the client comes back with its
         # Last-Event-ID and gets a new link.

@@ -469,6 +469,37 @@ def impatient() -> Iterator[Stack]:
         yield stack
 
 
+def test_long_catch_up_changes_no_percent_sign(stack: Stack) -> None:
+    data, channel = "100 %% of %(x)I", "per cent"
+    stack.send(channel, 6000, data=data)
+    stack.wait_until_numbered(channel, 6000)
+    url = f"{stack.url}/events/?channel=per%20cent"
+
+    with Stream(url, last_event_id="per%20cent:0").open() as stream:
+        received = stream.take(6000)
+
+    assert [m.id for m in received] == [f"per%20cent:{n}" for n in range(1, 6001)]
+    assert {json.loads(m.data) for m in received} == {data}
+
+
+def test_long_gap_of_a_held_stream_changes_no_percent_sign(impatient: Stack) -> None:
+    data, channel = "100 %% of %(x)I", "held %"
+    assert impatient.worker
+    with Stream(f"{impatient.url}/events/?channel=held%20%25").open() as stream:
+        impatient.send(channel, 1)
+        first = stream.next()
+        impatient.worker.stop()
+        impatient.send(channel, 6000, data=data)
+        received = stream.take(6000, timeout=20)
+        impatient.start_worker()
+        impatient.send(channel, 1)
+        last = stream.next()
+
+    ids = [m.id for m in (first, *received, last)]
+    assert ids == [f"held%20%25:{n}" for n in range(1, 6003)]
+    assert {json.loads(m.data) for m in received} == {data}
+
+
 def test_next_link_brings_what_the_proxy_was_never_given(impatient: Stack) -> None:
     with Stream(f"{impatient.url}/events/?channel=link").open() as stream:
         impatient.send("link", 1)

@@ -101,6 +101,11 @@ MUTATIONS = [
         "tests/unit/test_injection.py::test_proxy_expands_nothing_that_was_sent",
     ),
     Mutation(
+        "a page goes through the filters of another", "eventstream/hold.py",
+        "    if kind is LinkKind.BARE_PAGE and reader.positions:\n", "    if False:\n",
+        "tests/integration/test_views.py::test_page_that_is_not_the_last_links_on_and_does_not_hold",
+    ),
+    Mutation(
         "of two entries of a channel the first counts", "eventstream/positions.py",
         "positions[unquote(name)] = int(number)", "positions.setdefault(unquote(name), int(number))",
         "tests/unit/test_positions.py::test_of_two_entries_of_a_channel_the_last_counts",
