@@ -153,7 +153,7 @@ def latency(bench: Bench, side: str, *, pushpin: bool) -> Figures:
     with bench.side(side, pushpin=pushpin) as found:
         found.start_web()
         found.start_worker()
-        with load(found.port, [found.path("warm")], expect=50) as client:
+        with load(found.port, [found.path("warm")], expect=50, timeout=10) as client:
             client.until_open()
             found.send("rate", "warm", 50, 50)
             client.result()
