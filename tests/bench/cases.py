@@ -159,7 +159,7 @@ def latency(bench: Bench, side: str, *, pushpin: bool) -> Figures:
             client.result()
         with load(
             found.port, [found.path("orders")], expect=count, latencies=True, raw=True,
-            timeout=count / 100 + 15,  # for whoever never sends one of them
+            timeout=count / 100 + 8,  # for whoever never sends one of them
         ) as client:  # fmt: skip
             client.until_open()
             before = found.cpu()
@@ -275,7 +275,7 @@ def fan_out(
     """Deliveries a second, one sender at full speed, from first to last delivery."""
     clients, events = bench.scale.clients, bench.scale.events
     # How long to wait for what never comes.
-    timeout = 30 if bench.is_quick else 120
+    timeout = 20 if bench.is_quick else 120
     if side == "floor":
         return _fan_out_floor(bench, pushpin=pushpin)
     with bench.side(side, pushpin=pushpin) as found:
@@ -373,7 +373,7 @@ def _pushpin_floor(bench: Bench) -> Figures:
 
 def idle(bench: Bench, side: str) -> Figures:
     """Streams that nothing is sent to: memory each, connections, queries, CPU."""
-    count, seconds = bench.scale.streams, 8 if bench.is_quick else 20
+    count, seconds = bench.scale.streams, 5 if bench.is_quick else 20
     if side == "floor":
         port = free_port()
         process = Process(
