@@ -126,7 +126,9 @@ class Chaos:
                 floor = first.get(reader.name, 1 + log["heads"].get(reader.name, 0)) - 1
                 reader.last_id = f"{reader.name}:{floor}"
                 reader.reset_from[0] = floor
-        await asyncio.gather(*[c.start(per_second=500) for c in crowds.values()])
+        # Pushpin answers to some of a crowd that comes at once after a minute only.
+        starts = [c.start(per_second=100, within=90) for c in crowds.values()]
+        await asyncio.gather(*starts)
         return crowds
 
     async def run(self, seconds: float) -> tuple[Evidence, list[str]]:
