@@ -56,7 +56,8 @@ class _Stream:
             for fields in self._events:
                 if fields.get("event", "message") == "message":
                     number = json.loads(fields["data"])["number"]
-                    taken.append((fields.get("id", ""), number))
+                    # Behind a proxy, of two entries of a channel the last counts.
+                    taken.append((fields.get("id", "").rpartition(",")[2], number))
                     if len(taken) == count:
                         break
         except TimeoutError:

@@ -249,9 +249,17 @@ def test_board_shows_events_rollbacks_and_a_stopped_worker(
         subprocess.run(shlex.split(shown), cwd=ROOT, check=True)
         page.wait_for_selector("[data-window=A] code:text-is('orders:26')")
         [status] = re.findall(r"How it is +(.+)", demo.output())
-        done = subprocess.run(
-            shlex.split(status), cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert "Every event has reached every target." in done.stdout, done
+
+        def is_well() -> bool:
+            done = subprocess.run(
+                shlex.split(status),
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            return "Every event has reached every target." in done.stdout
+
+        wait_for(is_well, "the first sweep, which beat asks for after its interval")
         assert page.locator(".gaps").all_text_contents() == ["no gap", "no gap"]
         assert errors == []

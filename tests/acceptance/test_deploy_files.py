@@ -234,7 +234,7 @@ def test_stream_through_nginx_by_http2_is_not_buffered(stack: Stack) -> None:
                 sent = time.monotonic()
                 stack.send("nginx")
                 client.wait_until(
-                    lambda count=count: f"id: nginx:{count}\n" in client.output(),  # type: ignore[misc]
+                    lambda count=count: f"nginx:{count}\n" in client.output(),  # type: ignore[misc]
                     "the event comes at once",
                     timeout=5,
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 
 import psycopg
@@ -23,7 +24,7 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["direct", "pushpin"])
 def stack(server: Postgres, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    url = server.create_database(f"streams_{request.param}")
+    url = server.create_database(f"streams_{request.param}_{uuid.uuid4().hex[:8]}")
     with running(
         database_url=url, with_pushpin=request.param == "pushpin", beat=True
     ) as stack:
