@@ -34,8 +34,8 @@ from eventstream.exceptions import (
     InvalidChannelError,
 )
 from eventstream.initial import encode_initial_state, read_initial_states
+from eventstream.pieces import Wanted, read_piece
 from eventstream.positions import format_position, parse_position, split_position
-from eventstream.rows import ChannelLog, LogEvent, without_skipped
 from eventstream.specs import check_channel
 from eventstream.storage import DjangoModelStorage, alias_of, get_storage
 from eventstream.tokens import take_grant
@@ -52,8 +52,6 @@ PAGE_QUANTUM = 60
 PAGE_LIFETIME = 600
 """The same, and the lifetime in seconds, for links to a further page: the proxy asks them at
 once, and is not to be waited for longer than it takes to restart something."""
-
-_ROWS_PER_READ = 1_000
 
 _LINK_SALT = "eventstream.next"
 
@@ -266,24 +264,23 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
             if left <= 0 or size >= options.page_bytes:
                 is_last = False
                 break
-            log = read_log(
-                storage, using, name, positions[name], limit=left, last_eid=heads[name]
-            )
-            if log.is_reset:
-                lost.append(name)
-                positions[name] = log.last_eid
-                continue
-            events, taken = _cut(log.events, options.page_bytes - size)
-            if not events:
-                continue
-            size += taken
-            event_count += len(events)
-            positions[name] = events[-1].eid
-            is_last = is_last and positions[name] >= log.last_eid
             before, after = split_position(positions, name)
-            parts.append(
-                sse.encode_log(without_skipped(events, reader.user_id), before, after)
-            )
+            wanted = Wanted(
+                using, name, positions[name], heads[name], left,
+                options.page_bytes - size, before, after,
+            )  # fmt: skip
+            piece = read_piece(storage, wanted, reader.user_id)
+            if piece.is_reset:
+                lost.append(name)
+                positions[name] = piece.last_eid
+                continue
+            if not piece.event_count:
+                continue
+            size += piece.size
+            event_count += piece.event_count
+            positions[name] = piece.eid
+            is_last = is_last and piece.eid >= piece.last_eid
+            parts.append(piece.text)
     fresh = [
         name
         for name in reader.channels
@@ -316,49 +313,6 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     if parts:
         instruments.active.catch_up("proxy")
     return Page("".join([*first, *parts]), begin, positions, is_last, heads)
-
-
-def _cut(events: list[LogEvent], limit: int) -> tuple[list[LogEvent], int]:
-    """Return the events up to the first that reaches a number of bytes, and their size."""
-    size = 0
-    for count, event in enumerate(events, 1):
-        size += len(event.data)
-        if size >= limit:
-            return events[:count], size
-    return events, size
-
-
-def read_log(
-    storage: DjangoModelStorage,
-    using: str,
-    channel: str,
-    eid: int,
-    *,
-    limit: int,
-    last_eid: int | None = None,
-) -> ChannelLog:
-    """Read what follows an event id until so many events, or a page's bytes, are there.
-
-    A thousand at a query: how large events are is known only when they have been read.
-    `last_eid` is the channel's last id, of whoever has just asked for it.
-    """
-    most_bytes = conf.get_options().page_bytes
-    events: list[LogEvent] = []
-    size = 0
-    while True:
-        left = min(limit - len(events), _ROWS_PER_READ)
-        log = storage.read_after(using, channel, eid, limit=left, last_eid=last_eid)
-        last_eid = log.last_eid
-        if log.is_reset and events:
-            # Pruned meanwhile. A reset does not follow events: the next page finds it.
-            return ChannelLog(events, log.last_eid, is_reset=False)
-        if not log.events:
-            return log._replace(events=events)
-        events += log.events
-        eid = events[-1].eid
-        size += sum([len(event.data) for event in log.events])
-        if eid >= log.last_eid or len(events) >= limit or size >= most_bytes:
-            return log._replace(events=events)
 
 
 _stale_lock = threading.Lock()

@@ -11,7 +11,7 @@ from django.core.cache import cache
 from django.db import connection
 from pytest_django import DjangoDbBlocker
 
-from eventstream import limits, reading
+from eventstream import limits, pieces, reading
 from eventstream.hub import switchboard
 
 pytest_plugins = ["eventstream.pytest_plugin"]
@@ -24,6 +24,7 @@ hypothesis.settings.load_profile("untimed")
 @pytest.fixture(autouse=True)
 def fresh_process_state() -> None:
     """Forget what a process remembers between requests."""
+    pieces._shared.clear()
     reading._stale_checked.clear()
     switchboard._hubs.clear()
     limits.counts.__init__()  # type: ignore[misc]

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from eventstream import conf
 from eventstream.hub.pool import ReaderPool
 from eventstream.hub.tails import ChannelState
-from eventstream.reading import number_stale, read_log
+from eventstream.pieces import read_log
+from eventstream.reading import number_stale
 from eventstream.rows import ChannelLog, partition_of
 from eventstream.storage import alias_of, get_storage
 

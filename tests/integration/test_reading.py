@@ -9,7 +9,8 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream.models import Cursor, Event
-from eventstream.reading import number_stale, read_log
+from eventstream.pieces import read_log
+from eventstream.reading import number_stale
 from eventstream.relay import relay_all
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.testing import drain_outbox
@@ -37,7 +38,7 @@ def test_page_is_read_in_several_queries_and_ends_before_what_was_pruned(
 ) -> None:
     send_events(EventSpec("orders", "message", n) for n in range(10))
     drain_outbox()
-    monkeypatch.setattr("eventstream.reading._ROWS_PER_READ", 3)
+    monkeypatch.setattr("eventstream.pieces._ROWS_PER_READ", 3)
     storage = get_storage()
 
     def read(limit: int, after: int = 0) -> tuple[list[int], int, bool]:

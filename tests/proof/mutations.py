@@ -63,6 +63,16 @@ MUTATIONS = [
         "tests/integration/test_reading.py",
     ),
     Mutation(
+        "a piece that reaches the head is shared after the head has moved", "eventstream/pieces.py",
+        "wanted._replace(head=-1) if waiting > wanted.limit else wanted", "wanted._replace(head=-1)",
+        "tests/integration/test_pieces.py::test_nobody_is_told_less_than_there_is",
+    ),
+    Mutation(
+        "a user is shown what another may see", "eventstream/pieces.py",
+        "    if piece.is_for_all:\n", "    if True:\n",
+        "tests/integration/test_pieces.py::test_each_user_is_left_out_of_what_is_not_for_that_user",
+    ),
+    Mutation(
         "no sweep", "eventstream/jobs.py",
         "reports = relay_all(using)", "reports = {}",
         f"{RELAY}::test_sweep_finds_what_nobody_was_woken_for",
