@@ -11,7 +11,7 @@ from tests.bench.cases import FAULTS, Bench, Figures
 from tests.bench.sides import Ours, load, memory_bytes
 
 CHANNELS = (10, 1_000, 100_000)
-LOG = (1_000, 100_000, 1_000_000)
+LOG = (1_000, 100_000, 10_000_000)
 BACKLOG = (1_000, 10_000, 100_000)
 RATE, EVENTS = 50, 100
 
