@@ -34,6 +34,22 @@ def get_bool(name: str, *, default: bool = False) -> bool:
     raise ImproperlyConfigured(f"{name}={value!r}: set it to 1 or 0.")
 
 
+def get_int(name: str, *, default: int = 0) -> int:
+    """Return a number of the environment, 0 or more.
+
+    Raises:
+        ImproperlyConfigured: It is none.
+    """
+    value = os.environ.get(name, "").strip()
+    if not value:
+        return default
+    if value.isascii() and value.isdecimal():
+        return int(value)
+    raise ImproperlyConfigured(
+        f"{name}={value!r}: set it to a whole number, such as 10."
+    )
+
+
 def get_list(name: str) -> list[str]:
     """Return a comma-separated list of the environment."""
     return [

@@ -6,6 +6,8 @@ ALLOWED_HOSTS          comma-separated, required unless DEBUG; with DEBUG also l
 CSRF_TRUSTED_ORIGINS   comma-separated, such as https://example.com
 HTTPS                  1 behind a proxy that ends TLS and sets X-Forwarded-Proto
 DATABASE_URL           postgres://… or sqlite:///file, default sqlite:///var/demo.sqlite3
+DATABASE_POOL          of a web process with PostgreSQL: at most so many connections, which are
+                       kept; more than 3, default 0, a new one for each request
 PGBOUNCER              1: the database is reached through a pooler in transaction mode
 REDIS_URL              Redis or Valkey: Celery's broker, the bus of direct streams, and the
                        cache in which limits are counted for all web processes;
@@ -37,6 +39,7 @@ from gripcontrol import parse_grip_uri
 
 from deploy.environment import (
     get_bool,
+    get_int,
     get_list,
     parse_database_url,
     parse_redis,
@@ -110,6 +113,12 @@ DATABASES = {
         os.environ.get("DATABASE_URL") or "sqlite:///var/demo.sqlite3", base=BASE_DIR
     )
 }
+if pool_size := get_int("DATABASE_POOL"):
+    # Under ASGI each request would open a connection, the many of a proxy as well.
+    pool = {"min_size": 1, "max_size": pool_size, "timeout": 5}
+    DATABASES["default"]["OPTIONS"]["pool"] = pool
+    # One that a restarted server has closed is replaced, and no request sees an error.
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 if get_bool("PGBOUNCER"):
     # A cursor of the server would outlive the transaction, and with it the connection.
     DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = True

@@ -15,13 +15,14 @@
 | eventstream.W004  | warning | BATCH_BYTES too small for MAX_EVENT_BYTES         |
 | eventstream.W005  | warning | a GRIP proxy without a key                        |
 | eventstream.W006  | warning | the sweep has not run lately (--database)         |
+| eventstream.W007  | warning | a pool that leaves requests no connection         |
 | eventstream.W020  | warning | CORS credentials, and only '*' as an origin       |
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.apps import AppConfig
@@ -38,6 +39,7 @@ from eventstream.storage import SUPPORTED_VENDORS
 GRIP_MIDDLEWARE = "django_grip.GripMiddleware"
 SWEEP_JOB = "republish"
 SWEEP_OVERDUE_SECONDS = 300
+_DEFAULT_POOL = 4  # psycopg_pool's min_size, which is the most where none is said
 
 
 @register("eventstream")
@@ -105,6 +107,24 @@ def _check_databases() -> Iterable[CheckMessage]:
                 'otherwise concurrent writers get "database is locked".'
             )
             yield Warning(text, hint=hint, id="eventstream.W003")
+        yield from _check_pool(alias, options)
+
+
+def _check_pool(alias: str, options: Mapping[str, Any]) -> Iterable[CheckMessage]:
+    pool = options.get("pool")
+    sizes = {} if pool is True else pool or {}
+    size = sizes.get("max_size") or sizes.get("min_size", _DEFAULT_POOL)
+    kept = conf.get_options().reader_threads
+    if pool and size <= kept:
+        text = (
+            f"The pool of database {alias!r} has {size} connections, and where the ASGI "
+            f"server holds streams their readers keep {kept}."
+        )
+        hint = (
+            'Set OPTIONS["pool"]["max_size"] to 10, for instance, or lower '
+            "EVENTSTREAM_READER_THREADS: requests would wait for half a minute."
+        )
+        yield Warning(text, hint=hint, id="eventstream.W007")
 
 
 def _check_grip() -> Iterable[CheckMessage]:

@@ -63,6 +63,13 @@ TEMPLATES = [
 ]
 
 
+def _pool() -> dict[str, Any]:
+    size = os.environ.get("ES_POOL")
+    return (
+        {"pool": {"min_size": 1, "max_size": int(size), "timeout": 2}} if size else {}
+    )
+
+
 def _database(suffix: str = "") -> dict[str, Any]:
     url = os.environ.get("ES_DB")
     if url:
@@ -74,6 +81,8 @@ def _database(suffix: str = "") -> dict[str, Any]:
             "USER": parts.username or "postgres",
             "NAME": parts.path.lstrip("/"),
             "DISABLE_SERVER_SIDE_CURSORS": True,  # there may be a PgBouncer between
+            "OPTIONS": _pool(),
+            "CONN_HEALTH_CHECKS": bool(_pool()),
             "TEST": {"NAME": f"test_{os.getpid()}{suffix}"},
         }
     path = os.environ.get("ES_SQLITE")

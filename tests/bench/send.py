@@ -40,11 +40,17 @@ def sender(side: str) -> Callable[[str, dict[str, Any]], object]:
     return lambda channel, data: send_event(channel, "message", data)
 
 
-def run_single(side: str, channel: str, count: int, first: int) -> dict[str, Any]:
-    """Send as fast as it goes."""
-    send = sender(side)
-    for number in range(first, first + 20):
+def _warm_up(send: Callable[[str, dict[str, Any]], object]) -> None:
+    """Let each side connect, and import what it publishes with: it does so once."""
+    for number in range(20):
         send("warm", payload(number))
+    time.sleep(0.5)
+
+
+def run_single(side: str, channel: str, count: int, first: int) -> dict[str, Any]:
+    """Send as fast as it goes, from a process that has sent before."""
+    send = sender(side)
+    _warm_up(send)
     started, cpu = time.perf_counter(), time.process_time()
     longest = 0.0
     for number in range(first, first + count):
@@ -114,16 +120,14 @@ def run_crossed(side: str, name: str, seconds: float, held: float) -> dict[str, 
 def run_rate(
     side: str, channel: str, count: int, rate: float, first: int = 1
 ) -> dict[str, Any]:
-    """Send at a steady rate; say when each event's row was committed.
+    """Send at a steady rate, from a process that has sent before.
 
-    From a process that has sent before: connecting takes each side its time, once.
+    Says when each event's row was committed.
     """
     from django.db import transaction
 
     send = sender(side)
-    for number in range(20):
-        send("warm", payload(number))
-    time.sleep(0.5)
+    _warm_up(send)
     committed: list[tuple[int, int]] = []
     if side == "peer":
         from django_eventstream.storage import DjangoModelStorage

@@ -126,7 +126,8 @@ class Ours(Side):
             database_url=url,
             with_pushpin=with_pushpin,
             is_migrated=True,
-            env={"ES_SET": json.dumps(chosen)},
+            # What deploy.md recommends.
+            env={"ES_SET": json.dumps(chosen), "ES_POOL": "10"},
         )
         self.exits.callback(self.stack.close)
         self.env = self.stack.env
@@ -205,6 +206,9 @@ class Peer(Side):
             pushpin = Pushpin(self.web_port)
             self.exits.callback(pushpin.close)
             self.env["GRIP_URL"] = pushpin.grip_url
+            # As on the other side. Streams that it holds itself each keep a connection, and
+            # with a pool there could be no more than it has.
+            self.env["ES_POOL"] = "10"
             self.port = pushpin.port
             self.parts["pushpin"] = pushpin.process
         subprocess.run(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.http import HttpResponse
 from django.test import RequestFactory
 from django_grip import GripMiddleware
@@ -135,6 +136,27 @@ def test_batch_smaller_than_an_event_is_a_warning(settings: Settings) -> None:
     settings.EVENTSTREAM_BATCH_BYTES = 100_000
 
     assert ids(checks.check_settings(None)) == ["eventstream.W004"]
+
+
+@pytest.mark.parametrize(
+    ("pool", "found"),
+    [
+        ({"min_size": 1, "max_size": 3}, ["eventstream.W007"]),
+        ({"min_size": 1, "max_size": 4}, []),
+        ({"min_size": 4}, []),
+        ({"min_size": 2}, ["eventstream.W007"]),
+        (True, []),
+        (False, []),
+    ],
+)
+def test_pool_that_the_readers_take_whole_is_a_warning(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, pool: object, found: list[str]
+) -> None:
+    settings.EVENTSTREAM_REDIS = "redis://127.0.0.1:1/0"
+    options = connections["default"].settings_dict["OPTIONS"]
+    monkeypatch.setitem(options, "pool", pool)
+
+    assert ids(checks.check_settings(None)) == found
 
 
 def test_project_with_its_celery_app_passes(settings: Settings) -> None:

@@ -40,6 +40,7 @@ def load(names: str = "DEBUG", **env: str) -> subprocess.CompletedProcess[str]:
         ({"ALLOWED_HOSTS": "*"}, "ALLOWED_HOSTS must name"),
         ({"GRIP_URL": "http://proxy:5561/"}, "GRIP_URL of proxy:5561 must have"),
         ({"GRIP_URL": "http://proxy:5561/?key=changeme"}, "GRIP_URL of proxy:5561"),
+        ({"DATABASE_POOL": "many"}, "DATABASE_POOL='many': set it to a whole number"),
         ({"DEBUG": "perhaps"}, "DEBUG='perhaps': set it to 1 or 0"),
     ],
 )
@@ -78,6 +79,16 @@ def test_web_processes_count_limits_together_where_there_is_redis() -> None:
     assert caches["default"]["BACKEND"].endswith("RedisCache")
     assert caches["default"]["LOCATION"] == "redis://valkey/0"
     assert caches["default"]["KEY_PREFIX"] == "a:cache"
+
+
+def test_pool_is_one_of_postgresql() -> None:
+    url = "postgres://user:word@db/name"
+    done = load("DATABASES", **SAFE, DATABASE_URL=url, DATABASE_POOL="12")
+
+    assert done.returncode == 0, done.stderr
+    [databases] = json.loads(done.stdout)
+    assert databases["default"]["OPTIONS"]["pool"]["max_size"] == 12
+    assert databases["default"]["CONN_HEALTH_CHECKS"] is True
 
 
 def test_development_needs_nothing() -> None:

@@ -29,6 +29,11 @@ DATABASES = {
         "PORT": _parts.port,
         "USER": _parts.username,
         "NAME": _parts.path.lstrip("/"),
+        "OPTIONS": (
+            {"pool": {"min_size": 1, "max_size": int(os.environ["ES_POOL"])}}
+            if "ES_POOL" in os.environ
+            else {}
+        ),
     }
 }
 EVENTSTREAM_STORAGE_CLASS = "django_eventstream.storage.DjangoModelStorage"
