@@ -13,7 +13,7 @@ from tests.bench.sides import Ours, load, memory_bytes
 CHANNELS = (10, 1_000, 100_000)
 LOG = (1_000, 100_000, 10_000_000)
 BACKLOG = (1_000, 10_000, 100_000)
-RATE, EVENTS = 50, 100
+RATE, EVENTS, EVENTS_QUICK = 50, 100, 40
 
 _FILL = """
 INSERT INTO eventstream_event
@@ -70,7 +70,7 @@ def _point(
         if backlog:
             found.send("bulk", 1, backlog, 1000)
         web, worker = found.start_web(), found.start_worker()
-        received = _receive(found)
+        received = _receive(found, EVENTS_QUICK if bench.is_quick else EVENTS)
         sent = found.send("spread", "old", channels, bench.scale.sends)
         return {
             "size": size,
@@ -83,10 +83,10 @@ def _point(
         }
 
 
-def _receive(found: Ours) -> Figures:
+def _receive(found: Ours, count: int) -> Figures:
     with load(
-        found.port, [found.path("orders")], expect=EVENTS, timeout=120, latencies=True
+        found.port, [found.path("orders")], expect=count, timeout=120, latencies=True
     ) as client:
         client.until_open()
-        found.send("rate", "orders", EVENTS, RATE)
+        found.send("rate", "orders", count, RATE)
         return client.result()

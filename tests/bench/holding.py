@@ -19,8 +19,8 @@ def proxy_restart(bench: Bench, side: str) -> Figures:
     The value is the time from the restart until the last client has all. What idle streams
     ask the origin is counted over one timeout of their links and a little more.
     """
-    clients, link_timeout = bench.scale.clients, 5 if bench.is_quick else 60
-    count = 40 if bench.is_quick else 100
+    clients, link_timeout = bench.scale.clients, 3 if bench.is_quick else 60
+    count = 20 if bench.is_quick else 100
     with bench.ours(pushpin=True, EVENTSTREAM_NEXT_LINK_TIMEOUT=link_timeout) as found:
         web = found.stack.start_web(extra=("--log-level", "info"))
         found.start_worker()
@@ -44,7 +44,7 @@ def proxy_restart(bench: Bench, side: str) -> Figures:
             client.until_open()
             time.sleep(3)  # each asks once after a second, then waits for its timeout
             before, began = _count_asked(web), time.monotonic()
-            time.sleep(link_timeout + 5)
+            time.sleep(link_timeout + (2 if bench.is_quick else 5))
             asked = _count_asked(web) - before
             idle_seconds = time.monotonic() - began
     return {
@@ -72,7 +72,7 @@ def slow_client(bench: Bench, side: str) -> Figures:
     The value is by how much the web process has grown at most.
     """
     count = (2 if bench.is_quick else 10) * bench.scale.backlog
-    mute = 5 if bench.is_quick else 60
+    mute = 3 if bench.is_quick else 60
     with bench.ours() as found:
         web = found.start_web()
         found.start_worker()
@@ -124,7 +124,7 @@ def growth_by_clients(bench: Bench, side: str) -> Figures:
             client.until_open()
         found.send("rate", "warm", 10, 50)
         for clients in GROWTH[:-1] if bench.is_quick else GROWTH:
-            count = 8 if bench.is_quick else 20
+            count = 4 if bench.is_quick else 20
             points.append(_point(found, web, clients, count))
     return {
         "value": points[-1]["p50_ms"] / points[-2]["p50_ms"],
