@@ -283,7 +283,10 @@ class _Relay:
             is_full = len(rows) == options.batch_size
             if not has_more or (is_full and self._lease.pause() is not None):
                 return
-            if not is_full and is_steady:
+            if is_steady:
+                # Another may have lowered it: one that had the lease before, at its end.
+                self._flag.keep_up()
+            if is_steady and not is_full:
                 # Batches grow while the relay rests for as long as it worked, and the
                 # other half of the processor is the sender's.
                 time.sleep(min(time.monotonic() - began, MAX_REST))

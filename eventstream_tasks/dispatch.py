@@ -46,6 +46,7 @@ class TaskFlag(WakeFlag):
     def __init__(self, using: str, partition: int, target: str) -> None:
         self._key = wake_flag(using, partition, target)
         self._value = _QUEUED
+        self._is_out_of_reach = False
 
     def lower(self) -> None:
         flags = broker.connections.flags()
@@ -59,12 +60,14 @@ class TaskFlag(WakeFlag):
 
     def keep_up(self) -> None:
         flags = broker.connections.flags()
-        if flags is not None:
+        # A Redis that hangs holds up a relay once, not at each batch.
+        if flags is not None and not self._is_out_of_reach:
             lifetime = int(core_conf.get_options().lease_seconds) or 1
             try:
                 flags.set(self._key, _RELAYING, ex=lifetime)
                 self._value = _RELAYING
             except redis.RedisError as error:
+                self._is_out_of_reach = True
                 logger.warning("Cannot raise a wake-up flag: %s", error)
 
 

@@ -165,6 +165,52 @@ def test_events_during_a_relay_wake_nobody_and_are_relayed(
     assert not valkey.client.exists(wake_flag("default", PARTITION, "bus"))
 
 
+def test_relay_at_work_raises_the_flag_that_another_has_lowered(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each message's task would lower the flag that it came with, and bring the next."""
+    relay_partition("default", PARTITION, "bus")  # makes the cursor
+    flag = wake_flag("default", PARTITION, "bus")
+    publish = BusTarget.publish
+    seen: list[object] = []
+
+    def publish_while_another_sends(self: BusTarget, items: Sequence[Item]) -> None:
+        if not seen:
+            valkey.client.delete(flag)  # by a relay that had the lease before
+        if len(seen) < 4:
+            seen.append(valkey.client.get(flag))
+            send("orders", "message", "meanwhile")
+        publish(self, items)
+
+    monkeypatch.setattr(BusTarget, "publish", publish_while_another_sends)
+    send("orders", "message", 1)
+
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+
+    assert seen == [None, dispatch._QUEUED, dispatch._RELAYING, dispatch._RELAYING]
+    assert waiting(valkey) == 2
+    assert not valkey.client.exists(flag)
+    assert Event.objects.filter(position=None).count() == 0
+
+
+def test_redis_that_hangs_holds_up_a_relay_once_not_at_each_batch(
+    server: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = FaultProxy(server.port)
+    use(f"redis://127.0.0.1:{link.port}/0", settings, monkeypatch)
+    try:
+        flag = dispatch.TaskFlag("default", PARTITION, "bus")
+        flag.keep_up()
+        link.set_mode(Mode.BLACK_HOLE)
+        began = time.monotonic()
+        for _ in range(20):
+            flag.keep_up()
+
+        assert time.monotonic() - began < 5, "of 20 times half a second"
+    finally:
+        link.close()
+
+
 def test_task_that_finds_the_lease_taken_leaves_the_relay_s_flag(
     valkey: Valkey,
 ) -> None:

@@ -25,6 +25,9 @@ class Variant(enum.Enum):
     COUNTER_IN_SENDER = "senders take the id from a counter"
     NO_LOOK_AGAIN = "a relay does not look again after releasing"
     FLAG_AFTER_READ = "a task lowers the wake-up flag when it is done"
+    FORGETS_ITS_FLAG = (
+        "a relay raises the flag anew, and lowers only that of its message"
+    )
     NO_SECOND_TRY = "a task that finds the lease taken lowers the flag, and goes"
     NO_SWEEP = "nobody sweeps, and workers and broker fail"
     CONFIRM_UNFENCED = "whoever has published confirms, with the lease or without"
@@ -219,7 +222,7 @@ class Model:
     ) -> Iterator[tuple[str, State]]:
         def go(step: str, state: State = s, **changes: object) -> State:
             new = relay._replace(step=step, **changes)  # type: ignore[arg-type]
-            if step not in ("number", "read", "publish", "confirm"):
+            if step not in ("number", "read", "publish", "confirm", "stay"):
                 new = new._replace(mark=0, batch=())  # forgotten: fewer states
             if step == "idle":
                 new = Relay()
@@ -258,6 +261,12 @@ class Model:
                 yield f"publishes {place}", go("confirm", after, batch=((place, row),))
         elif relay.step == "confirm":
             yield from self._confirm(s, relay, go, holds=holds)
+        elif relay.step == "stay":
+            # Another, which had the lease before, may have lowered it at its end.
+            forgets = self.variant is Variant.FORGETS_ITS_FLAG
+            owns = relay.owns if forgets else "relay"
+            raised = s._replace(flag="relay")
+            yield "keeps the flag up", go("number", raised, owns=owns)
         elif relay.step == "release":
             released = s._replace(lease=None) if holds else s
             is_late = self.variant is Variant.FLAG_AFTER_READ
@@ -318,6 +327,7 @@ class Model:
             yield "confirms", go("number", after, mark=place)
         elif holds:
             yield "confirms", go("number", s._replace(mark=place), mark=place)
+            yield "confirms", go("stay", s._replace(mark=place), mark=place)
         else:
             yield "has lost the lease", go("acquire")
 

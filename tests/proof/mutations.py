@@ -73,6 +73,11 @@ MUTATIONS = [
         "tests/integration/test_pieces.py::test_each_user_is_left_out_of_what_is_not_for_that_user",
     ),
     Mutation(
+        "a relay at work leaves the flag as another left it", "eventstream/relay.py",
+        "                self._flag.keep_up()\n            if is_steady and not", "                pass\n            if is_steady and not",
+        f"{WAKING}::test_relay_at_work_raises_the_flag_that_another_has_lowered",
+    ),
+    Mutation(
         "no sweep", "eventstream/jobs.py",
         "reports = relay_all(using)", "reports = {}",
         f"{RELAY}::test_sweep_finds_what_nobody_was_woken_for",

@@ -30,6 +30,7 @@ def test_protocol_is_consecutive_and_complete(
         (Variant.COUNTER_IN_SENDER, NO_FAULTS, "GAP"),
         (Variant.NO_LOOK_AGAIN, NO_FAULTS, "STUCK"),
         (Variant.FLAG_AFTER_READ, NO_FAULTS, "STUCK"),
+        (Variant.FORGETS_ITS_FLAG, NO_FAULTS, "STUCK"),
         (Variant.NO_SECOND_TRY, NO_FAULTS, "STUCK"),
         (Variant.NO_SWEEP, Faults(), "STUCK"),
         (Variant.CONFIRM_UNFENCED, Faults(), "BACK"),
