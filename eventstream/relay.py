@@ -283,9 +283,8 @@ class _Relay:
             is_full = len(rows) == options.batch_size
             if not has_more or (is_full and self._lease.pause() is not None):
                 return
-            if is_steady:
-                # Another may have lowered it: one that had the lease before, at its end.
-                self._flag.keep_up()
+            # Another may have lowered it: one that had the lease before, at its end.
+            self._flag.keep_up()
             if is_steady and not is_full:
                 # Batches grow while the relay rests for as long as it worked, and the
                 # other half of the processor is the sender's.

@@ -123,6 +123,7 @@ def main() -> int:
     if options.only and path.exists():
         before = json.loads(path.read_text())
         content["results"] = {**before["results"], **results}
+        content["rounds"] = min(before["rounds"], rounds)
     path.write_text(json.dumps(content, indent=1) + "\n")
     report.write(path, options.out, is_quick=options.quick)
     print(f"wrote {path}")

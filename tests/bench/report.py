@@ -19,7 +19,7 @@ _SIZES = {
 _INTRO = """# Benchmarks
 
 Both sides on one machine ({machine}, Python {python}), {date}: PostgreSQL with its durable defaults, model storage,
-uvicorn with uvloop, the same load client (`tests/bench/load.py`), rounds of the sides in turn ({rounds} each). The peer is
+uvicorn with uvloop, the same load client (`tests/bench/load.py`), rounds of the sides in turn (at least {rounds} each). The peer is
 django-eventstream 5.3.4 in a virtual environment of its own. Everything shares the machine, so compare within a row.
 
     make bench            # fills this page; QUICK=1 for a look, ONLY='send idle' for some rows

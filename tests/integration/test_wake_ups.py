@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import socket
 import threading
@@ -34,7 +35,12 @@ from tests.support.processes import free_port
 from tests.support.stack import Stack
 from tests.support.valkey import Valkey
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    # Connections that are given up are not closed, as they may be a parent's: Python does so
+    # when it collects them, in `_nothing_left`.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 PARTITION = partition_of("orders")
 
@@ -54,6 +60,7 @@ def use(url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 def _nothing_left() -> Iterator[None]:
     yield
     dispatch.flush(30)
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +194,7 @@ def test_relay_at_work_raises_the_flag_that_another_has_lowered(
 
     tasks.publish.apply(args=("default", PARTITION, "bus"))
 
-    assert seen == [None, dispatch._QUEUED, dispatch._RELAYING, dispatch._RELAYING]
+    assert seen == [None, *[dispatch._RELAYING] * 3]
     assert waiting(valkey) == 2
     assert not valkey.client.exists(flag)
     assert Event.objects.filter(position=None).count() == 0
@@ -208,6 +215,8 @@ def test_redis_that_hangs_holds_up_a_relay_once_not_at_each_batch(
 
         assert time.monotonic() - began < 5, "of 20 times half a second"
     finally:
+        if (flags := broker.connections.flags()) is not None:
+            flags.close()
         link.close()
 
 

@@ -74,7 +74,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a relay at work leaves the flag as another left it", "eventstream/relay.py",
-        "                self._flag.keep_up()\n            if is_steady and not", "                pass\n            if is_steady and not",
+        "            self._flag.keep_up()\n            if is_steady", "            if is_steady",
         f"{WAKING}::test_relay_at_work_raises_the_flag_that_another_has_lowered",
     ),
     Mutation(
