@@ -40,6 +40,7 @@ def test_every_page_is_on_the_site_and_in_its_navigation(site: Path) -> None:
         if path.parent.name == "decisions":
             assert f'href="{path.stem}.html">{path.stem[:4]}<' in decisions, path.name
         name = path.relative_to(ROOT / "docs").with_suffix(".html").as_posix()
+        name = name.replace("README", "index")
         assert (site / name).exists(), name
         assert f'href="{name}"' in home, name
 

@@ -155,5 +155,5 @@ def test_python_that_is_shown_compiles(path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
     for block in blocks:
-        body = textwrap.indent(block, "    ")
+        body = textwrap.indent(textwrap.dedent(block), "    ")
         compile(f"async def block():\n    pass\n{body}", path.name, "exec")

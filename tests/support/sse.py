@@ -98,9 +98,13 @@ class Stream:
         if last_event_id:
             sent["Last-Event-ID"] = last_event_id
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        self._connection.request("GET", target, headers=sent)
-        self._socket = self._connection.sock
-        self.response = self._connection.getresponse()
+        try:
+            self._connection.request("GET", target, headers=sent)
+            self._socket = self._connection.sock
+            self.response = self._connection.getresponse()
+        except BaseException:
+            self._connection.close()
+            raise
         self.status = self.response.status
         self.headers = self.response.headers
         self._timeout = timeout
