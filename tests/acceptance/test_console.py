@@ -227,8 +227,8 @@ def test_dead_broker_and_bus_are_told_within_seconds() -> None:
 def open_again(url: str, last_event_id: str) -> Stream:
     """Open a stream at a proxy that has just been started.
 
-    Pushpin listens before its parts have found each other, and never answers what comes
-    then: an attempt is given up, as a browser's client does.
+    Pushpin listens before its parts have found each other; what comes then it may close
+    after 60 s unanswered: an attempt is given up before, as the browser's client does.
     """
 
     def attempt() -> Stream | None:
