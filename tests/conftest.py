@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from asgiref.sync import sync_to_async
 from django.core.cache import cache
-from django.db import connection
+from django.db import connection, connections
 from pytest_django import DjangoDbBlocker
 
 from eventstream import limits, pieces, reading
@@ -42,6 +44,8 @@ def django_db_setup(
     dropping the database says so.
     """
     yield
+    # That of asgiref's thread, in which the database is asked for all async tests.
+    asyncio.run(sync_to_async(connections.close_all)())
     if connection.vendor != "postgresql":
         return
     others = """
