@@ -353,7 +353,7 @@ MUTATIONS = [
         "tests/integration/test_asgi.py::test_stream_outlives_its_request",
     ),
     Mutation(
-        "a reset stands before events that come before it", "eventstream/reading.py",
+        "a reset stands before events that come before it", "eventstream/pieces.py",
         "if log.is_reset and events:", "if False:",
         "tests/integration/test_reading.py::test_page_is_read_in_several_queries_and_ends_before_what_was_pruned",
     ),

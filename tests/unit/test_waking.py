@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -184,16 +185,19 @@ def test_child_has_a_thread_of_its_own() -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        # What its parent's thread held when it was forked, nobody will ever give back.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
         try:
             another = get_waker(make)
             another.want("default", [1], send)
             os.write(write, b"%d" % (another is not own and another.flush(10)))
         finally:
             os._exit(0)
+    os.close(write)
     os.waitpid(child, 0)
 
     assert get_waker(make) is own
     assert own.flush(30)
     assert os.read(read, 10) == b"1"
     os.close(read)
-    os.close(write)
