@@ -18,13 +18,22 @@ class Item(NamedTuple):
 
     Attributes:
         channel: The event's channel.
-        body: What the target receives for it; its length counts against BATCH_BYTES.
+        body: What the target receives for it.
         is_kick: Whether it is a withdrawn permission.
+        head: What the body wants before it, if the target joins some in one wrapping.
+        eid: The event id of a body that may be joined with those of the ids next to it.
     """
 
     channel: str
     body: bytes
     is_kick: bool = False
+    head: bytes = b""
+    eid: int = 0
+
+    @property
+    def size(self) -> int:
+        """Return the most bytes that it takes in a call: they count against BATCH_BYTES."""
+        return len(self.head) + len(self.body) + 64
 
     def __repr__(self) -> str:
         """Return what logs and error pages may show: not the body."""

@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.support.grip_endpoint import GripEndpoint
+from tests.support.pushpin import KEY
 from tests.support.sse import Crowd, Message, Stream, numbers
 from tests.support.stack import Stack, running
 
@@ -467,6 +469,43 @@ def impatient() -> Iterator[Stack]:
     """Pushpin that asks after two seconds of silence whether there is anything new."""
     with running(with_pushpin=True, env={"ES_LINK_TIMEOUT": "2"}) as stack:
         yield stack
+
+
+def test_events_published_as_one_are_single_to_their_readers() -> None:
+    stack = Stack(with_pushpin=True)
+    assert stack.pushpin is not None
+    with GripEndpoint() as endpoint:
+        endpoint.forward = f"http://127.0.0.1:{stack.pushpin.config.publish_port}"
+        stack.env["ES_GRIP"] = f"{endpoint.url}/?key={KEY}"
+        try:
+            stack.start_web()
+            stack.start_worker()
+            url = f"{stack.url}/events/?channel=one%25&channel=two"
+            with Stream(url).open() as stream:
+                stack.send("two", 1, data="two")
+                stack.send("one%", 40, data="%I %(x)s")
+                received = stream.take(41)
+            ids = [dict(split(part) for part in m.id.split(",")) for m in received]
+            at = next(i for i, position in enumerate(ids) if position["one%25"] == 17)
+            with Stream(url, last_event_id=received[at].id).open() as stream:
+                rest = stream.take(40 - at)
+        finally:
+            stack.close()
+
+        spans = [int(item["id"]) - int(item["prev-id"]) for item in endpoint.items]
+    assert max(spans) > 20
+    of_one = [i for m, i in zip(received, ids, strict=True) if m.data != '"two"']
+    assert [position["one%25"] for position in of_one] == list(range(1, 41))
+    assert {m.data for m in received} == {'"two"', '"%I %(x)s"'}
+    assert [(m.type, m.data) for m in rest] == [
+        (m.type, m.data) for m in received[at + 1 :]
+    ]
+
+
+def split(entry: str) -> tuple[str, int]:
+    """Return the channel, quoted, and the id of an entry of a position."""
+    channel, _, eid = entry.rpartition(":")
+    return channel, int(eid)
 
 
 def test_long_catch_up_changes_no_percent_sign(stack: Stack) -> None:

@@ -62,7 +62,9 @@ class Proxy:
                 is_probe = "%7Fprobe" in items[0]["channel"]
                 status = 200 if is_probe and proxy.status == 400 else proxy.status
                 if status == 200 and not is_probe:
-                    proxy.contents += [i["http-stream"]["content"] for i in items]
+                    for item in items:  # of one event or several
+                        content = item["http-stream"]["content"]
+                        proxy.contents += content.removesuffix("\n\n").split("\n\n")
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()

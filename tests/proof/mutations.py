@@ -362,6 +362,21 @@ MUTATIONS = [
         "hops[-count]", "hops[0]",
         "tests/unit/test_limits.py::test_address_is_what_trusted_proxies_say",
     ),
+    Mutation(
+        "a run of events follows only the one before its last", "eventstream/targets/grip.py",
+        "previous = item.eid - len(run)", "previous = item.eid - 1",
+        "tests/unit/test_grip_target.py::test_neighbours_of_a_channel_are_one_item_from_id_to_id",
+    ),
+    Mutation(
+        "a run of events passes over a hole", "eventstream/targets/grip.py",
+        "            and following.eid == item.eid + 1\n", "            and following.eid\n",
+        "tests/unit/test_grip_target.py::test_what_follows_a_hole_is_an_item_of_its_own",
+    ),
+    Mutation(
+        "what some may not have is joined", "eventstream/targets/grip.py",
+        "row.eid is None or row.skip_users or row.kicked", "row.eid is None",
+        "tests/unit/test_grip_target.py::test_only_what_all_streams_get_is_joined",
+    ),
 ]  # fmt: skip
 
 

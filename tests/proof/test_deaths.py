@@ -73,9 +73,8 @@ def sweep_until_quiet(stack: Stack) -> float:
 def judge(endpoint: GripEndpoint) -> list[str]:
     """Return the data in the order in which the target first had them; ids must be right."""
     first: dict[int, str] = {}
-    for item in endpoint.items:
-        content = item["http-stream"]["content"]
-        eid, data = int(item["id"]), content.split("data: ")[1].strip().strip('"')
+    for _, eid, text in endpoint.events:
+        data = text.strip('"')
         if eid in first:
             assert first[eid] == data, f"id {eid} has two events"
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -87,6 +88,11 @@ class GripEndpoint:
         return answer.status_code
 
     @property
+    def events(self) -> list[tuple[str, int, str]]:
+        """What stored_events finds in what was accepted."""
+        return stored_events(self.items)
+
+    @property
     def items(self) -> list[dict[str, Any]]:
         """All accepted items, in order."""
         return [item for body in self.bodies for item in body["items"]]
@@ -99,3 +105,23 @@ class GripEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def stored_events(items: Iterable[dict[str, Any]]) -> list[tuple[str, int, str]]:
+    """Return the proxy's channel, the id and the first line of data of each stored event.
+
+    An item may have several events, and says so by its ids.
+    """
+    found = []
+    for item in items:
+        if "id" not in item or not item["id"].isdecimal():
+            continue
+        texts = item["http-stream"]["content"].removesuffix("\n\n").split("\n\n")
+        last = int(item["id"])
+        if item["prev-id"].isdecimal():
+            assert int(item["prev-id"]) == last - len(texts), item
+        for eid, text in enumerate(texts, last - len(texts) + 1):
+            assert text.partition("\n")[0].endswith(f":{eid}"), item
+            data = text.partition("data: ")[2].partition("\n")[0]
+            found.append((item["channel"], eid, data))
+    return found

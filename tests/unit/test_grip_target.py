@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 
@@ -14,7 +15,12 @@ from pytest_django import Settings
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
 from eventstream.models import EventKind
 from eventstream.rows import OutboxRow, join_users
-from eventstream.targets.grip import MAX_KICKED, GripTarget, event_item
+from eventstream.targets.grip import (
+    MAX_JOINED_BYTES,
+    MAX_KICKED,
+    GripTarget,
+    event_item,
+)
 from tests.support.grip_endpoint import GripEndpoint
 from tests.support.processes import free_port
 
@@ -129,7 +135,78 @@ def test_batch_is_one_request_in_order(endpoint: GripEndpoint) -> None:
     publish(endpoint, *[make_row(n) for n in range(1, 101)])
 
     assert len(endpoint.bodies) == 1
-    assert [item["id"] for item in endpoint.items] == [str(n) for n in range(1, 101)]
+    assert [eid for _, eid, _ in endpoint.events] == list(range(1, 101))
+
+
+def test_neighbours_of_a_channel_are_one_item_from_id_to_id(
+    endpoint: GripEndpoint,
+) -> None:
+    rows = [make_row(n, data=f'"{n} %\n\\ é') for n in (4, 5, 6)]
+
+    publish(endpoint, *rows)
+
+    alone = [event_item(row) for row in rows]
+    assert endpoint.items == [
+        {
+            "channel": "events-a%20b",
+            "id": "6",
+            "prev-id": "3",
+            "http-stream": {
+                "content": "".join(item["http-stream"]["content"] for item in alone),
+                "content-filters": ["build-id"],
+            },
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        {"channel": "c", "eid": 1},
+        {"eid": None},
+        {"skip_users": ",1,"},
+        {"kicked": ",1,"},
+        {"kind": EventKind.KICK, "eid": None, "data": "4"},
+    ],
+    ids=["another channel", "best effort", "skipped", "kicked", "a kick"],
+)
+def test_only_what_all_streams_get_is_joined(
+    endpoint: GripEndpoint, between: dict[str, object]
+) -> None:
+    row = make_row(6)._replace(**between)  # type: ignore[arg-type]
+    next_eid = 7 if row.eid == 6 else 6
+
+    publish(
+        endpoint, make_row(4), make_row(5), row, make_row(next_eid),
+        make_row(next_eid + 1),
+    )  # fmt: skip
+
+    alone = [
+        json.loads(item.body)
+        for item in GripTarget({"control_uri": endpoint.url}).encode(row)
+        if not item.eid
+    ] or [event_item(row)]
+    first, *others, last = endpoint.items
+    assert (first["prev-id"], first["id"]) == ("3", "5")
+    assert others == alone
+    assert (last["prev-id"], last["id"]) == (str(next_eid - 1), str(next_eid + 1))
+
+
+def test_what_follows_a_hole_is_an_item_of_its_own(endpoint: GripEndpoint) -> None:
+    publish(endpoint, make_row(4), make_row(5), make_row(7))
+
+    ids = [(item["prev-id"], item["id"]) for item in endpoint.items]
+    assert ids == [("3", "5"), ("6", "7")]
+
+
+def test_item_has_no_more_than_it_may(endpoint: GripEndpoint) -> None:
+    publish(endpoint, *[make_row(n, data="x" * 9_000) for n in range(1, 8)])
+    publish(endpoint, make_row(8, data="y" * 90_000), make_row(9))
+
+    ids = [(item["prev-id"], item["id"]) for item in endpoint.items]
+    assert ids == [("0", "3"), ("3", "6"), ("6", "7"), ("7", "8"), ("8", "9")]
+    contents = [len(item["http-stream"]["content"]) for item in endpoint.items[:3]]
+    assert max(contents) <= MAX_JOINED_BYTES
 
 
 def test_key_signs_the_request(endpoint: GripEndpoint) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.support.grip_endpoint import stored_events
 from tests.support.sse import Crowd, Reader
 
 SLOW = 1.0
@@ -92,13 +93,9 @@ def _payloads(seen: Evidence, wrong: list[str]) -> dict[tuple[str, int], str]:
     for row in seen.rows:
         if row.eid is not None:
             take(row.channel, row.eid, row.data, "log")
-    for item in seen.recorded:
-        name = item["channel"].removeprefix("events-")
-        if "id" in item and item["id"].isdecimal():
-            content = item["http-stream"]["content"]
-            data = content.partition("data: ")[2].partition("\n")[0]
-            take(name, int(item["id"]), data, "recording proxy")
-            seen.counts["published to the recording proxy"] += 1
+    for name, eid, data in stored_events(seen.recorded):
+        take(name.removeprefix("events-"), eid, data, "recording proxy")
+        seen.counts["published to the recording proxy"] += 1
     for where, crowd in seen.crowds.items():
         for reader in crowd.readers:
             for eid, data in zip(reader.ids, reader.data, strict=True):
@@ -276,10 +273,9 @@ def _count(seen: Evidence) -> None:
             seen.counts["commit-order inversions"] += 1
         previous[row.partition] = max(row.id, previous.get(row.partition, 0))
     had = set()
-    for item in seen.recorded:
-        key = (item["channel"], item.get("id"))
-        seen.counts["duplicates at the recording proxy"] += key in had
-        had.add(key)
+    for name, eid, _ in stored_events(seen.recorded):
+        seen.counts["duplicates at the recording proxy"] += (name, eid) in had
+        had.add((name, eid))
 
 
 def recovery(seen: Evidence) -> dict[str, list[float]]:
