@@ -387,4 +387,6 @@ def _names(using: str) -> dict[str, str]:
     models = {
         "cursor": Cursor, "event": Event, "partition": Partition, "paused": PausedTarget,
     }  # fmt: skip
-    return {name: table_name(using, model) for name, model in models.items()}
+    names = {name: table_name(using, model) for name, model in models.items()}
+    first_unnumbered = statements.FIRST_UNNUMBERED.format(event=names["event"])
+    return {**names, "first_unnumbered": first_unnumbered}

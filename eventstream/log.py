@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from django.conf import settings
 from django.db import connections
@@ -20,27 +21,27 @@ from eventstream.rows import (
     join_users,
     partition_of,
 )
+from eventstream.statements import FIRST_KICK
 
 _ROW_COLUMNS = OutboxRow._fields[:-1]
+_NO_END = 2**63 - 1
 
 # With what the relay has to look at besides, though there hardly ever is any.
 _READ = f"""
 SELECT {", ".join(_ROW_COLUMNS)},
-  EXISTS (
-    SELECT 1 FROM {{event}}
-    WHERE partition = %(partition)s AND kind = 1 AND position IS NOT NULL
-  ),
+  ({FIRST_KICK}) IS NOT NULL,
   EXISTS (
     SELECT 1 FROM {{letter}} WHERE partition = %(partition)s
     AND position > %(after)s AND target = %(target)s
   )
-FROM {{event}} WHERE partition = %(partition)s AND position > %(after)s
+FROM {{event}} WHERE partition = %(partition)s
+  AND position > %(after)s AND position <= %(up_to)s
 ORDER BY position LIMIT %(limit)s
 """  # noqa: S608  names of columns
 
 _READ_AFTER = f"""
 SELECT {", ".join(LogEvent._fields)} FROM {{event}}
-WHERE channel = %s AND eid > %s ORDER BY eid LIMIT %s
+WHERE channel = %s AND eid > %s AND eid <= %s ORDER BY eid
 """  # noqa: S608  names of columns
 
 
@@ -70,21 +71,39 @@ class Log:
         self, using: str, partition: int, *, after: int, limit: int, target: str
     ) -> Batch:
         """Return the numbered rows above a position, in order."""
-        statement = _READ.format(
-            event=table_name(using, Event), letter=table_name(using, DeadLetter)
-        )
-        values: dict[str, int | str] = {
-            "partition": partition, "after": after, "limit": limit, "target": target,
-        }  # fmt: skip
-        with connections[using].cursor() as cursor:
-            cursor.execute(statement, values)
-            found = cursor.fetchall()
+        # As many positions as rows are wanted: PostgreSQL may expect few rows above the
+        # first, and then reads and sorts all of a backlog for its beginning. Without any
+        # row there, what follows may have been pruned.
+        found = self._read_batch(
+            using, partition, after, after + limit, limit, target
+        ) or self._read_batch(using, partition, after, _NO_END, limit, target)
         if not found:
             return Batch([], has_letters=False)
         *_, has_kicks, has_letters = found[0]
         rows = [OutboxRow(*row[:-2]) for row in found]
         rows = self._mark(using, partition, rows) if has_kicks else rows
         return Batch(rows, bool(has_letters))
+
+    def _read_batch(
+        self,
+        using: str,
+        partition: int,
+        after: int,
+        up_to: int,
+        limit: int,
+        target: str,
+    ) -> list[Any]:
+        statement = _READ.format(
+            event=table_name(using, Event), letter=table_name(using, DeadLetter)
+        )
+        values: dict[str, int | str] = {
+            "partition": partition, "after": after, "up_to": up_to, "limit": limit,
+            "target": target,
+        }  # fmt: skip
+        with connections[using].cursor() as cursor:
+            cursor.execute(statement, values)
+            found: list[Any] = cursor.fetchall()
+        return found
 
     def read_newest(
         self, using: str, partition: int, *, after: int, up_to: int
@@ -181,7 +200,9 @@ class Log:
         statement = _READ_AFTER.format(event=table_name(using, Event))
         with connections[using].cursor() as cursor:
             # Django's own way to a row takes three times as long as the driver's.
-            cursor.execute(statement, [channel, eid, limit])
+            # Ids have no holes: so many of them are so many rows. With LIMIT it would read
+            # and sort all that follows, where PostgreSQL expects little of the channel.
+            cursor.execute(statement, [channel, eid, eid + limit])
             events = list(map(LogEvent._make, cursor.fetchall()))
         if not events or events[0].eid != eid + 1:  # below the floor
             return ChannelLog([], last_eid, is_reset=True)
@@ -231,7 +252,15 @@ class Log:
             rows = rows.filter(
                 created__lte=Now() - datetime.timedelta(seconds=older_than)
             )
-        return sorted(set(rows.values_list("partition", flat=True).distinct()))
+        found: list[int] = []
+        while True:
+            # One by one, for which the partial index is enough whatever the planner takes
+            # for frequent. Nearly always there is none: one query.
+            above = rows.filter(partition__gt=found[-1]) if found else rows
+            first = above.aggregate(first=Min("partition"))["first"]
+            if first is None:
+                return found
+            found.append(first)
 
     def count_unnumbered(self, using: str) -> dict[int, tuple[int, datetime.datetime]]:
         """Return how many events of a partition have no number, and when the first came.

@@ -12,6 +12,7 @@ from eventstream.log import Log, database_now, table_name
 from eventstream.models import Channel, DeadLetter, Event, Partition
 from eventstream.rows import LogEntry, partition_of
 from eventstream.signals import events_numbered
+from eventstream.statements import FIRST_UNNUMBERED
 
 MAX_BATCH = 10_000
 RESET_STEP = 1_000_000_000
@@ -23,9 +24,7 @@ RESET_STEP = 1_000_000_000
 # have waited for the lock while another numbered them: `current` is empty then, as the
 # row that is locked is not the one that was seen, and nothing is done.
 _NUMBER_POSTGRESQL = """
-WITH new AS (
-  SELECT 1 FROM {event} WHERE partition = %(partition)s AND position IS NULL LIMIT 1
-), seen AS (
+WITH new AS ({first_unnumbered}), seen AS (
   SELECT last_position, start_eid FROM {partition} WHERE number = %(partition)s
 ), locked AS (
   SELECT last_position, start_eid FROM {partition}
@@ -35,8 +34,9 @@ WITH new AS (
   JOIN seen s ON s.last_position = l.last_position AND s.start_eid = l.start_eid
 ), batch AS (
   SELECT id, channel, kind FROM {event}
-  WHERE partition = %(partition)s AND position IS NULL AND EXISTS (SELECT 1 FROM current)
-  ORDER BY id LIMIT %(limit)s
+  WHERE partition BETWEEN %(partition)s AND %(partition)s AND position IS NULL
+    AND EXISTS (SELECT 1 FROM current)
+  ORDER BY partition, id LIMIT %(limit)s
 ), grouped AS (
   SELECT channel, count(*) FILTER (WHERE kind = 0) AS event_count
   FROM batch GROUP BY channel
@@ -278,9 +278,11 @@ class Numbering(Log):
 
 
 def _names(using: str) -> dict[str, str]:
-    """Return the tables' names, as statements write them."""
+    """Return the tables' names, as statements write them, and what statements share."""
+    event = table_name(using, Event)
     return {
-        "event": table_name(using, Event),
+        "event": event,
         "channel": table_name(using, Channel),
         "partition": table_name(using, Partition),
+        "first_unnumbered": FIRST_UNNUMBERED.format(event=event),
     }

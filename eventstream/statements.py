@@ -9,6 +9,22 @@ its time. So `synchronous_commit` is set for that transaction only, within the s
 
 from __future__ import annotations
 
+# By a range and in the order of the partial index. With `= … ORDER BY id`, or without an
+# order, PostgreSQL takes the primary key or the table instead while its statistics are those
+# of a backlog, and passes all that is in the log: "many are such, so the first comes soon".
+FIRST_UNNUMBERED = """
+  SELECT id FROM {event}
+  WHERE partition BETWEEN %(partition)s AND %(partition)s AND position IS NULL
+  ORDER BY partition, id LIMIT 1
+"""
+
+FIRST_KICK = """
+  SELECT id FROM {event}
+  WHERE partition BETWEEN %(partition)s AND %(partition)s AND kind = 1
+    AND position IS NOT NULL
+  ORDER BY partition, position LIMIT 1
+"""
+
 TAKE = """
 UPDATE {cursor} c SET lease_token = %(token)s,
   lease_until = statement_timestamp() + %(lease)s * interval '1 second'
@@ -48,9 +64,7 @@ UPDATE {cursor} c SET watermark = %(position)s,
 WHERE c.partition = %(partition)s AND c.target = %(target)s
   AND c.lease_token = %(token)s AND c.watermark <= %(position)s
   AND set_config('synchronous_commit', 'off', true) = 'off'
-RETURNING EXISTS (
-    SELECT 1 FROM {event} WHERE partition = %(partition)s AND position IS NULL
-  ) OR EXISTS (
+RETURNING ({first_unnumbered}) IS NOT NULL OR EXISTS (
     SELECT 1 FROM {partition}
     WHERE number = %(partition)s AND last_position > %(position)s
   ), CASE WHEN %(is_observed)s THEN ARRAY(
@@ -69,9 +83,7 @@ WHERE c.partition = %(partition)s AND c.target = %(target)s
 
 LOOK = """
 SELECT 1 FROM {cursor} c WHERE c.partition = %(partition)s AND c.target = %(target)s AND (
-  EXISTS (
-    SELECT 1 FROM {event} WHERE partition = %(partition)s AND position IS NULL
-  ) OR EXISTS (
+  ({first_unnumbered}) IS NOT NULL OR EXISTS (
     SELECT 1 FROM {partition}
     WHERE number = %(partition)s AND last_position > c.watermark
   )

@@ -162,7 +162,7 @@ class _Finder:
         names, partitions = self._channels()
         behind = list(self._behind())
         cuts = self._cuts(behind)
-        arms = []
+        arms: list[tuple[QuerySet[Any], tuple[str, ...]]] = []
         for partition, mark, target in behind:
             if partitions is not None and partition not in partitions:
                 continue
@@ -175,10 +175,13 @@ class _Finder:
                     event_id=OuterRef("pk"), target=target
                 )
                 rows = rows.filter(~Exists(letter))
-            arms.append((self._filter(rows, names), "position"))
+            arms.append((self._filter(rows, names), ("position",)))
         for partition in get_storage().unnumbered_partitions(self._using):
-            rows = Event.objects.filter(partition=partition, position__isnull=True)
-            arms.append((self._filter(rows, None), "pk"))
+            # A range, in the partial index's order; see statements.FIRST_UNNUMBERED.
+            rows = Event.objects.filter(
+                partition__range=(partition, partition), position__isnull=True
+            )
+            arms.append((self._filter(rows, None), ("partition", "pk")))
         ids: set[int] = set()
         for first in range(0, len(arms), _ARMS_PER_QUERY):
             some = arms[first : first + _ARMS_PER_QUERY]
@@ -186,10 +189,13 @@ class _Finder:
             ids |= set(limited[0].union(*limited[1:], all=True))
         return ids
 
-    def _first_ids(self, rows: QuerySet[Any], order: str, count: int) -> QuerySet[Any]:
+    def _first_ids(
+        self, rows: QuerySet[Any], order: tuple[str, ...], count: int
+    ) -> QuerySet[Any]:
         """Return the first ids of an arm, which ends there by its index."""
         sign = "-" if self._search.is_newest_first else ""
-        found = rows.using(self._using).order_by(sign + order).values_list("pk")[:count]
+        ordered = rows.using(self._using).order_by(*[sign + name for name in order])
+        found = ordered.values_list("pk")[:count]
         if connections[self._using].features.supports_slicing_ordering_in_compound:
             return found.values_list("pk", flat=True)
         # SQLite takes no LIMIT in the SELECTs that a UNION joins.
