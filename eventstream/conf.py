@@ -289,6 +289,7 @@ def grip_proxies() -> list[dict[str, Any]]:
     return [proxy for uri, proxy in unique.items() if uri]
 
 
+@cache
 def grip_prefix() -> str:
     """Return GRIP_PREFIX, which several sites on one proxy use to stay apart."""
     return getattr(settings, "GRIP_PREFIX", "")
@@ -297,6 +298,7 @@ def grip_prefix() -> str:
 def _forget(*, setting: str, **_: object) -> None:
     if setting.startswith(("EVENTSTREAM_", "GRIP_")) or setting == "INSTALLED_APPS":
         get_options.cache_clear()
+        grip_prefix.cache_clear()
         load.cache_clear()
 
 

@@ -334,7 +334,7 @@ class _Relay:
         size = limit
         for row in rows:
             items = self._target.encode(row)
-            row_size = sum(item.size for item in items)
+            row_size = sum([item.size for item in items])
             if size + row_size > limit:
                 batches.append(([], []))
                 size = 0

@@ -86,6 +86,11 @@ def make_event(spec: EventSpec) -> Event:
     Raises:
         InvalidEventError: Says what is wrong with it.
     """
+    if not isinstance(spec, EventSpec):
+        raise InvalidEventError(
+            f"send_events takes EventSpec(channel, event_type, data) for each event, "
+            f"not {type(spec).__name__}"
+        )
     channel = check_channel(spec.channel)
     event_type = _check_name(
         spec.event_type,

@@ -61,9 +61,8 @@ def stored_content(row: OutboxRow) -> str:
     to 1.40 after this event, or the last that is joined with it, from 1.41 on before. So this
     channel's id follows, as of two entries the last counts.
     """
-    entry = f"{escape_format(quote_channel(row.channel))}:{row.eid}"
     body = escape_format(sse.encode_data(row.type, row.data))
-    return f"id: %I,{entry}\n{body}\n"
+    return f"{_id_field(row.channel)}{row.eid}\n{body}\n"
 
 
 def event_item(row: OutboxRow) -> dict[str, Any]:
@@ -162,7 +161,7 @@ class GripTarget(Target):
             return [*items, Item(row.channel, _dump(event_item(row)))]
         content = _encode(stored_content(row))[1:-1].encode()
         head = _joined_head(conf.grip_prefix(), row.channel)
-        return [Item(row.channel, content, head=head, eid=row.eid)]
+        return [Item(row.channel, content, False, head, row.eid)]
 
     def publish(self, items: Sequence[Item]) -> None:
         body = b'{"items":[' + b",".join(_join(items)) + b"]}"
@@ -216,7 +215,12 @@ class GripTarget(Target):
             self._client = None
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=10_000)
+def _id_field(channel: str) -> str:
+    return f"id: %I,{escape_format(quote_channel(channel))}:"
+
+
+@lru_cache(maxsize=10_000)
 def _joined_head(prefix: str, channel: str) -> bytes:
     item = {
         "channel": prefix + channel_name(channel),

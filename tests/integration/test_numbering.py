@@ -164,6 +164,29 @@ def test_first_event_after_a_kick_names_the_kicked_and_no_other() -> None:
     assert marks(after=5) == [""]
 
 
+def test_event_that_is_changed_at_that_moment_is_not_passed_over() -> None:
+    for n in range(3):
+        send_event("orders", "message", n)
+    changed = Event.objects.order_by("pk")[1]
+    counts: list[int] = []
+
+    def number() -> None:
+        counts.append(get_storage().number_all("default", partition_of("orders")))
+        connections["default"].close()
+
+    numbering = threading.Thread(target=number)
+    with transaction.atomic():
+        Event.objects.filter(pk=changed.pk).update(data='"changed"')
+        numbering.start()
+        numbering.join(0.5)  # it has seen the event as it was, and waits
+        is_waiting = numbering.is_alive()
+    numbering.join()
+
+    assert is_waiting
+    assert counts == [3]
+    assert_consistent()
+
+
 def test_numbering_that_waited_for_another_numbers_nothing_twice() -> None:
     send_event("orders", "message", 0)
     number_everything()

@@ -138,6 +138,19 @@ def test_work_does_not_grow_with_what_is_confirmed(do: Callable[[], None]) -> No
 
 
 @pytest.mark.usefixtures("log")
+def test_large_batch_is_numbered_without_the_rest_of_the_table() -> None:
+    Event.objects.bulk_create(
+        Event(partition=BUSY, channel="new", type="message", data="1")
+        for _ in range(1_000)
+    )
+
+    with Work() as work:
+        assert get_storage().number_batch("default", BUSY, limit=1_000) == 1_000
+
+    assert work.count < HEAD
+
+
+@pytest.mark.usefixtures("log")
 def test_reading_does_not_search_the_log_for_kicks() -> None:
     make_statistics()  # many kicks, and all are of the other partition
 

@@ -112,7 +112,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an event's id is what the proxy knew before it", "eventstream/targets/grip.py",
-        "id: %I,{entry}", "id: {entry},%I",
+        "{row.eid}\\n{body}\\n\"", "{row.eid},%I\\n{body}\\n\"",
         "tests/unit/test_injection.py::test_proxy_expands_nothing_that_was_sent",
     ),
     Mutation(
@@ -161,6 +161,21 @@ MUTATIONS = [
         "what has waited for the numbering lock numbers what it saw before", "eventstream/numbering.py",
         "ON s.last_position = l.last_position AND s.start_eid = l.start_eid", "ON true",
         f"{NUMBERING}::test_numbering_that_waited_for_another_numbers_nothing_twice", True,
+    ),
+    Mutation(
+        "what waits is looked for along the primary key", "eventstream/numbering.py",
+        "ORDER BY partition, id LIMIT %(limit)s\n), grouped", "ORDER BY id LIMIT %(limit)s\n), grouped",
+        "tests/integration/test_plans.py", True,
+    ),
+    Mutation(
+        "a batch is looked for in the whole table", "eventstream/numbering.py",
+        " AND n.place - 1 BETWEEN 0 AND %(limit)s", "",
+        "tests/integration/test_plans.py", True,
+    ),
+    Mutation(
+        "a batch is not looked for behind what was pruned", "eventstream/log.py",
+        ") or self._read_batch(using, partition, after, _NO_END, limit, target)", ")",
+        "tests/integration/test_plans.py::test_batch_is_found_behind_what_was_pruned",
     ),
     Mutation(
         "a watermark goes back, on PostgreSQL", "eventstream/statements.py",

@@ -86,6 +86,13 @@ def test_alias_without_an_outbox_is_refused_with_what_to_do() -> None:
         send_event("a", "message", 1, using="elsewhere")
 
 
+def test_event_that_is_no_spec_is_refused_with_what_it_should_be() -> None:
+    events: Any = [("orders", "message", 1)]
+
+    with pytest.raises(InvalidEventError, match=r"EventSpec\(.*, not tuple"):
+        send_events(events)
+
+
 def test_one_bad_event_of_many_refuses_all() -> None:
     specs = [EventSpec("a", "message", 1), EventSpec("", "message", 2)]
 
