@@ -6,7 +6,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from django.db import DatabaseError, connections
 
@@ -62,36 +63,53 @@ def republish(screen: Screen, *, using: str, targets: Sequence[str]) -> int:
 
 def run_relay(screen: Screen, *, interval: float, once: bool) -> int:
     """Sweep and prune in this process, without Celery, until it is told to end."""
-    stopped = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stopped.set())
-    pruned_at = -PRUNE_SECONDS
-    if not once:
-        screen.line(
-            f"Publishing what waits every {interval:g} s, pruning every "
-            f"{PRUNE_SECONDS:g} s. Ctrl-C ends it."
-        )
-    while True:
-        is_due = time.monotonic() - pruned_at >= PRUNE_SECONDS
+    if once:
         for using in conf.get_options().databases:
-            try:
-                result = jobs.republish(using)
-                if result is None:
-                    result = "another process is sweeping"
-                if once or not result.startswith("0 events, 0 partitions"):
-                    screen.line(f"{using}: {result}")
-                if is_due and not once:
-                    jobs.prune(using)
-            except DatabaseError as error:
-                if once:
-                    raise
-                logger.warning("The outbox %s cannot be swept: %s", using, error)
-                connections[using].close()
-        if is_due:
-            pruned_at = time.monotonic()
-        if once or stopped.wait(interval):
-            return 0
+            screen.line(f"{using}: {_sweep(using)}")
+        return 0
+    stopped = threading.Event()
+    pruned_at = -PRUNE_SECONDS
+    screen.line(
+        f"Publishing what waits every {interval:g} s, pruning every "
+        f"{PRUNE_SECONDS:g} s. Ctrl-C ends it."
+    )
+    with _set_when_told_to_end(stopped):
+        while True:
+            is_due = time.monotonic() - pruned_at >= PRUNE_SECONDS
+            for using in conf.get_options().databases:
+                try:
+                    result = _sweep(using)
+                    if not result.startswith("0 events, 0 partitions"):
+                        screen.line(f"{using}: {result}")
+                    if is_due:
+                        jobs.prune(using)
+                except DatabaseError as error:
+                    logger.warning("The outbox %s cannot be swept: %s", using, error)
+                    connections[using].close()
+            if is_due:
+                pruned_at = time.monotonic()
+            if stopped.wait(interval):
+                return 0
+
+
+def _sweep(using: str) -> str:
+    """Publish what waits in an outbox, and say what came of it."""
+    return jobs.republish(using) or "another process is sweeping"
+
+
+@contextmanager
+def _set_when_told_to_end(stopped: threading.Event) -> Iterator[None]:
+    """Have SIGTERM and Ctrl-C set an event, and then what they did before again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: stopped.set()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def prune(screen: Screen, *, dry_run: bool) -> int:

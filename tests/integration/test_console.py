@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -267,13 +269,26 @@ def test_relay_goes_on_and_prunes_until_it_is_stopped(
             return len(waits) == 3
 
     monkeypatch.setattr("eventstream.console.delivery.threading.Event", Stop)
-    monkeypatch.setattr("eventstream.console.delivery.signal.signal", lambda *_: None)
 
     delivery.run_relay(Screen(io.StringIO()), interval=0.5, once=False)
 
     assert waits == [0.5, 0.5, 0.5]
     assert targets["a"].ids("orders") == [1, 2]
     assert Job.objects.get(name="prune").finished_at is not None
+
+
+@pytest.mark.usefixtures("targets")
+def test_relay_leaves_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+
+    run("relay", "--once")
+    assert [signal.getsignal(number) for number in numbers] == before
+
+    end = partial(os.kill, os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr("eventstream.jobs.prune", lambda _: end())
+    run("relay")
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_prune_can_be_tried_dry() -> None:
