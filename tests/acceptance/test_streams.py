@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import quote
 
 import pytest
@@ -471,7 +472,9 @@ def impatient() -> Iterator[Stack]:
         yield stack
 
 
-def test_events_published_as_one_are_single_to_their_readers() -> None:
+@contextmanager
+def recorded() -> Iterator[tuple[Stack, GripEndpoint]]:
+    """A stack whose worker publishes to its Pushpin through an endpoint that records."""
     stack = Stack(with_pushpin=True)
     assert stack.pushpin is not None
     with GripEndpoint() as endpoint:
@@ -480,18 +483,22 @@ def test_events_published_as_one_are_single_to_their_readers() -> None:
         try:
             stack.start_web()
             stack.start_worker()
-            url = f"{stack.url}/events/?channel=one%25&channel=two"
-            with Stream(url).open() as stream:
-                stack.send("two", 1, data="two")
-                stack.send("one%", 40, data="%I %(x)s")
-                received = stream.take(41)
-            ids = [dict(split(part) for part in m.id.split(",")) for m in received]
-            at = next(i for i, position in enumerate(ids) if position["one%25"] == 17)
-            with Stream(url, last_event_id=received[at].id).open() as stream:
-                rest = stream.take(40 - at)
+            yield stack, endpoint
         finally:
             stack.close()
 
+
+def test_events_published_as_one_are_single_to_their_readers() -> None:
+    with recorded() as (stack, endpoint):
+        url = f"{stack.url}/events/?channel=one%25&channel=two"
+        with Stream(url).open() as stream:
+            stack.send("two", 1, data="two")
+            stack.send("one%", 40, data="%I %(x)s")
+            received = stream.take(41)
+        ids = [dict(split(part) for part in m.id.split(",")) for m in received]
+        at = next(i for i, position in enumerate(ids) if position["one%25"] == 17)
+        with Stream(url, last_event_id=received[at].id).open() as stream:
+            rest = stream.take(40 - at)
         spans = [int(item["id"]) - int(item["prev-id"]) for item in endpoint.items]
     assert max(spans) > 20
     of_one = [i for m, i in zip(received, ids, strict=True) if m.data != '"two"']
@@ -499,6 +506,35 @@ def test_events_published_as_one_are_single_to_their_readers() -> None:
     assert {m.data for m in received} == {'"two"', '"%I %(x)s"'}
     assert [(m.type, m.data) for m in rest] == [
         (m.type, m.data) for m in received[at + 1 :]
+    ]
+
+
+@pytest.mark.parametrize("back", [3, 10], ids=["within a run", "a whole run"])
+def test_run_that_is_cut_otherwise_when_published_again_doubles_nothing(
+    back: int,
+) -> None:
+    with recorded() as (stack, endpoint):
+        worker = stack.worker
+        assert worker is not None
+        with Stream(f"{stack.url}/events/?channel=orders").open() as stream:
+            stack.send("orders", 10)
+            received = stream.take(10)
+            worker.stop()  # before it had confirmed, as far as the database knows
+            stack.run(
+                "from eventstream.models import Cursor\n"
+                f"mark = 10 - {back}\n"
+                "ahead = Cursor.objects.filter(target__startswith='grip:')\n"
+                "ahead.filter(watermark__gt=mark).update(watermark=mark)"
+            )
+            stack.send("orders", 5)
+            stack.start_worker()
+            received += stream.take(5, timeout=20)
+
+            assert stream.is_silent(3)
+        published = [(item["prev-id"], item["id"]) for item in endpoint.items]
+    assert published[-1] == (str(10 - back), "15")
+    assert [dict(map(split, m.id.split(",")))["orders"] for m in received] == [
+        *range(1, 16)
     ]
 
 
