@@ -71,39 +71,28 @@ class Log:
         self, using: str, partition: int, *, after: int, limit: int, target: str
     ) -> Batch:
         """Return the numbered rows above a position, in order."""
-        # As many positions as rows are wanted: PostgreSQL may expect few rows above the
-        # first, and then reads and sorts all of a backlog for its beginning. Without any
-        # row there, what follows may have been pruned.
-        found = self._read_batch(
-            using, partition, after, after + limit, limit, target
-        ) or self._read_batch(using, partition, after, _NO_END, limit, target)
+        statement = _READ.format(
+            event=table_name(using, Event), letter=table_name(using, DeadLetter)
+        )
+        values: dict[str, int | str] = {
+            "partition": partition, "after": after, "limit": limit, "target": target,
+        }  # fmt: skip
+        found: list[Any] = []
+        with connections[using].cursor() as cursor:
+            # As many positions as rows are wanted: PostgreSQL may expect few rows above
+            # the first, and then reads and sorts all of a backlog for its beginning.
+            # Without any row there, what follows may have been pruned.
+            for up_to in (after + limit, _NO_END):
+                cursor.execute(statement, {**values, "up_to": up_to})
+                found = cursor.fetchall()
+                if found:
+                    break
         if not found:
             return Batch([], has_letters=False)
         *_, has_kicks, has_letters = found[0]
         rows = [OutboxRow(*row[:-2]) for row in found]
         rows = self._mark(using, partition, rows) if has_kicks else rows
         return Batch(rows, bool(has_letters))
-
-    def _read_batch(
-        self,
-        using: str,
-        partition: int,
-        after: int,
-        up_to: int,
-        limit: int,
-        target: str,
-    ) -> list[Any]:
-        statement = _READ.format(
-            event=table_name(using, Event), letter=table_name(using, DeadLetter)
-        )
-        values: dict[str, int | str] = {
-            "partition": partition, "after": after, "up_to": up_to, "limit": limit,
-            "target": target,
-        }  # fmt: skip
-        with connections[using].cursor() as cursor:
-            cursor.execute(statement, values)
-            found: list[Any] = cursor.fetchall()
-        return found
 
     def read_newest(
         self, using: str, partition: int, *, after: int, up_to: int

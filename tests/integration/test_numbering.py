@@ -164,17 +164,22 @@ def test_first_event_after_a_kick_names_the_kicked_and_no_other() -> None:
     assert marks(after=5) == [""]
 
 
-def test_event_that_is_changed_at_that_moment_is_not_passed_over() -> None:
-    for n in range(3):
-        send_event("orders", "message", n)
-    changed = Event.objects.order_by("pk")[1]
-    counts: list[int] = []
+def numbering_into(counts: list[int]) -> threading.Thread:
+    """Return a thread that numbers and appends how many there were."""
 
     def number() -> None:
         counts.append(get_storage().number_all("default", partition_of("orders")))
         connections["default"].close()
 
-    numbering = threading.Thread(target=number)
+    return threading.Thread(target=number)
+
+
+def test_event_that_is_changed_at_that_moment_is_not_passed_over() -> None:
+    for n in range(3):
+        send_event("orders", "message", n)
+    changed = Event.objects.order_by("pk")[1]
+    counts: list[int] = []
+    numbering = numbering_into(counts)
     with transaction.atomic():
         Event.objects.filter(pk=changed.pk).update(data='"changed"')
         numbering.start()
@@ -193,12 +198,7 @@ def test_numbering_that_waited_for_another_numbers_nothing_twice() -> None:
     for n in range(3):
         send_event("orders", "message", n)
     counts: list[int] = []
-
-    def number() -> None:
-        counts.append(get_storage().number_all("default", partition_of("orders")))
-        connections["default"].close()
-
-    second = threading.Thread(target=number)
+    second = numbering_into(counts)
     with transaction.atomic():
         counts.append(get_storage().number_all("default", partition_of("orders")))
         second.start()
