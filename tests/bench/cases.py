@@ -7,7 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,13 +191,16 @@ def latency(bench: Bench, side: str, *, pushpin: bool) -> Figures:
 # --- relaying
 
 
-def _cursor_marks(url: str, *, wanted: str) -> int:
-    with psycopg.connect(url) as connection:
-        row = connection.execute(
-            "SELECT coalesce(sum(c.watermark), 0) FROM eventstream_cursor c "
-            "WHERE c.target LIKE %s",
-            [wanted],
-        ).fetchone()
+def _cursor_marks(connection: psycopg.Connection, *, wanted: str) -> int:
+    """Return the sum of the watermarks of the targets whose names are like that.
+
+    Over one connection: each new one takes PostgreSQL as long as a batch.
+    """
+    row = connection.execute(
+        "SELECT coalesce(sum(c.watermark), 0) FROM eventstream_cursor c "
+        "WHERE c.target LIKE %s",
+        [wanted],
+    ).fetchone()
     return int(row[0]) if row else 0
 
 
@@ -206,7 +210,7 @@ def relay(bench: Bench, side: str, *, channels: str, pushpin: bool) -> Figures:
     if side == "floor":
         return _post_floor(bench, count)
     channel_count = 1 if channels == "one" else bench.scale.channels
-    with bench.ours(pushpin=pushpin) as found:
+    with bench.ours(pushpin=pushpin) as found, ExitStack() as exits:
         url = found.env["ES_DB"]
         wanted = "grip:%" if pushpin else "bus"
         found.stack.run(
@@ -217,19 +221,14 @@ def relay(bench: Bench, side: str, *, channels: str, pushpin: bool) -> Figures:
         )
         found.send("bulk", channel_count, count, 1000)
         _analyze(url)
-        start = _cursor_marks(url, wanted=wanted)
+        connection = exits.enter_context(psycopg.connect(url, autocommit=True))
+        marks = partial(_cursor_marks, connection, wanted=wanted)
+        start = marks()
         before = found.cpu()
         worker = found.start_worker()
-        wait_for(
-            lambda: _cursor_marks(url, wanted=wanted) > start,
-            "it has begun",
-            timeout=60,
-        )
-        began, first = time.monotonic(), _cursor_marks(url, wanted=wanted)
-        wait_for(
-            lambda: _cursor_marks(url, wanted=wanted) - start >= count, "all is confirmed",
-            timeout=300,
-        )  # fmt: skip
+        wait_for(lambda: marks() > start, "it has begun", timeout=60)
+        began, first = time.monotonic(), marks()
+        wait_for(lambda: marks() - start >= count, "all is confirmed", timeout=300)
         seconds = time.monotonic() - began
         spent = _spent(before, {**found.cpu(), "worker": cpu_seconds(worker)})
         return {"value": (count + start - first) / seconds, "cpu": spent}
