@@ -16,19 +16,16 @@ from typing import Any, NamedTuple
 
 from django.db import connections, transaction
 from django.db.models import (
-    DurationField,
     Exists,
-    ExpressionWrapper,
     F,
     OuterRef,
     Q,
     QuerySet,
-    Subquery,
     Value,
 )
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from eventstream import conf, instruments, statements
+from eventstream import conf, statements
 from eventstream.exceptions import EventStreamError
 from eventstream.log import table_name
 from eventstream.models import Cursor, Event, Partition, PausedTarget
@@ -51,18 +48,6 @@ class Taken(NamedTuple):
 
     watermark: int
     is_backlog: bool
-
-
-class Confirmed(NamedTuple):
-    """What is known once a batch is confirmed.
-
-    Attributes:
-        has_more: Something is unnumbered, or above the watermark.
-        ages: Of each of its events, in seconds, if metrics are kept.
-    """
-
-    has_more: bool
-    ages: list[float]
 
 
 class LeaseLostError(EventStreamError):
@@ -205,14 +190,17 @@ class Lease:
             raise LeaseLostError
 
     def confirm(
-        self, position: int, event_count: int, first: int | None = None
-    ) -> Confirmed:
-        """Move the watermark, and look whether there is more.
+        self, position: int, event_count: int, latency: float | None = None
+    ) -> bool:
+        """Move the watermark, and say whether to go on.
 
         Args:
             position: The last one that the target has accepted.
             event_count: How many rows that were.
-            first: The position whose latency is recorded.
+            latency: Seconds from writing the first of them until now, to be recorded.
+
+        Returns:
+            Whether there is more, and nobody has paused the target.
 
         Raises:
             LeaseLostError: The lease is another's, or the watermark is further already.
@@ -222,37 +210,23 @@ class Lease:
                 statements.CONFIRM,
                 position=position,
                 event_count=event_count,
-                first=first,
-                is_observed=instruments.active.is_enabled,
+                latency=latency,
             )
             if found is None:
                 raise LeaseLostError
-            confirmed = Confirmed(*found)
+            goes_on = bool(found[0])
         else:
-            self._confirm(position, event_count, first)
-            confirmed = Confirmed(self.has_work(), self._ages(position, event_count))
+            self._confirm(position, event_count, latency)
+            goes_on = self.has_work() and not self._pauses().exists()
         if self._was_failing:
             self._was_failing, self.has_recovered = False, True
             self._failing_others().update(next_attempt=None)
-        return confirmed
+        return goes_on
 
-    def _ages(self, position: int, event_count: int) -> list[float]:
-        if not instruments.active.is_enabled:
-            return []
-        age = ExpressionWrapper(Now() - F("created"), output_field=DurationField())
-        rows = Event.objects.using(self._using).filter(
-            partition=self._partition,
-            position__gt=position - event_count,
-            position__lte=position,
-        )
-        ages = rows.annotate(age=age).values_list("age", flat=True)
-        return [found.total_seconds() for found in ages]
-
-    def _confirm(self, position: int, event_count: int, first: int | None) -> None:
+    def _confirm(self, position: int, event_count: int, latency: float | None) -> None:
         values: dict[str, Any] = {}
-        if first is not None:
-            event = Event.objects.filter(partition=self._partition, position=first)
-            values["latency"] = Now() - Subquery(event.values("created"))
+        if latency is not None:
+            values["latency"] = datetime.timedelta(seconds=latency)
         mine = self._mine().filter(watermark__lte=position)
         confirmed = mine.update(
             watermark=position,
@@ -366,7 +340,7 @@ class Lease:
     def _is_postgresql(self) -> bool:
         return connections[self._using].vendor == "postgresql"
 
-    def _execute(self, statement: str, **values: int | None) -> Any:
+    def _execute(self, statement: str, **values: float | None) -> Any:
         """Execute one that is written out: Django takes longer to than PostgreSQL."""
         options = conf.get_options()
         parameters: dict[str, Any] = {

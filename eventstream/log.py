@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Collection, Iterator
+from operator import itemgetter
 from typing import Any
 
 from django.conf import settings
 from django.db import connections
-from django.db.models import Count, Max, Min, Model, Q
+from django.db.models import (
+    Count,
+    DurationField,
+    ExpressionWrapper,
+    F,
+    Max,
+    Min,
+    Model,
+    Q,
+)
 from django.db.models.functions import Now
 
 from eventstream import conf
@@ -23,12 +33,13 @@ from eventstream.rows import (
 )
 from eventstream.statements import FIRST_KICK
 
-_ROW_COLUMNS = OutboxRow._fields[:-1]
+_ROW_COLUMNS = OutboxRow._fields[:-2]
+_ROW = slice(len(OutboxRow._fields))
 _NO_END = 2**63 - 1
 
 # With what the relay has to look at besides, though there hardly ever is any.
 _READ = f"""
-SELECT {", ".join(_ROW_COLUMNS)},
+SELECT {", ".join(_ROW_COLUMNS)}, '', {{age}},
   ({FIRST_KICK}) IS NOT NULL,
   EXISTS (
     SELECT 1 FROM {{letter}} WHERE partition = %(partition)s
@@ -38,6 +49,8 @@ FROM {{event}} WHERE partition = %(partition)s
   AND position > %(after)s AND position <= %(up_to)s
 ORDER BY position LIMIT %(limit)s
 """  # noqa: S608  names of columns
+_AGE_POSTGRESQL = "date_part('epoch', statement_timestamp() - created)"
+_AGE_SQLITE = "(julianday('now') - julianday(created)) * 86400.0"
 
 _READ_AFTER = f"""
 SELECT {", ".join(LogEvent._fields)} FROM {{event}}
@@ -71,8 +84,11 @@ class Log:
         self, using: str, partition: int, *, after: int, limit: int, target: str
     ) -> Batch:
         """Return the numbered rows above a position, in order."""
+        is_sqlite = connections[using].vendor == "sqlite"
         statement = _READ.format(
-            event=table_name(using, Event), letter=table_name(using, DeadLetter)
+            event=table_name(using, Event),
+            letter=table_name(using, DeadLetter),
+            age=_AGE_SQLITE if is_sqlite else _AGE_POSTGRESQL,
         )
         values: dict[str, int | str] = {
             "partition": partition, "after": after, "limit": limit, "target": target,
@@ -88,11 +104,11 @@ class Log:
                 if found:
                     break
         if not found:
-            return Batch([], has_letters=False)
+            return Batch([], has_letters=False, has_kicks=False)
         *_, has_kicks, has_letters = found[0]
-        rows = [OutboxRow(*row[:-2]) for row in found]
+        rows = list(map(OutboxRow._make, map(itemgetter(_ROW), found)))
         rows = self._mark(using, partition, rows) if has_kicks else rows
-        return Batch(rows, bool(has_letters))
+        return Batch(rows, bool(has_letters), bool(has_kicks))
 
     def read_newest(
         self, using: str, partition: int, *, after: int, up_to: int
@@ -104,8 +120,13 @@ class Log:
         newest = rows.filter(kind=EventKind.EVENT).values("channel")
         positions = newest.annotate(newest=Max("position")).values("newest")
         wanted = rows.filter(Q(kind=EventKind.KICK) | Q(position__in=positions))
-        found = wanted.order_by("position").values_list(*_ROW_COLUMNS)
-        return self._mark(using, partition, [OutboxRow(*row) for row in found])
+        age = ExpressionWrapper(Now() - F("created"), output_field=DurationField())
+        found = wanted.annotate(age=age).order_by("position")
+        newest_rows = [
+            OutboxRow._make((*row, "", age.total_seconds()))
+            for *row, age in found.values_list(*_ROW_COLUMNS, "age")
+        ]
+        return self._mark(using, partition, newest_rows)
 
     def _mark(
         self, using: str, partition: int, rows: list[OutboxRow]

@@ -177,6 +177,7 @@ class _Relay:
         self._target = target
         self._lease = Lease(storage, using, partition, target.name)
         self._event_count = 0
+        self._read_at = 0.0
 
     def run(self, *, force: bool) -> Report:
         try:
@@ -260,32 +261,33 @@ class _Relay:
             self._storage.number_batch(
                 self._using, self._partition, limit=options.batch_size
             )
-            rows, has_letters = self._storage.read_batch(
+            self._read_at = time.monotonic()
+            rows, has_letters, has_kicks = self._storage.read_batch(
                 self._using,
                 self._partition,
                 after=watermark,
                 limit=options.batch_size,
                 target=self._target.name,
             )
-            rows = [ask_again(row) for row in rows]
+            if has_kicks:
+                rows = [ask_again(row) for row in rows]
             if not rows:
                 self._pass_over_pruned(watermark)
                 return
-            has_more = True
+            goes_on = True
             some = self._without_given_up(rows) if has_letters else rows
             for batch, items in self._batches(some):
                 self._publish(batch, items)
                 watermark = batch[-1].position
-                has_more = self._confirm(watermark, len(batch), batch[0].position)
+                goes_on = self._confirm(watermark, batch)
             if watermark < rows[-1].position:  # the last were given up
                 watermark = rows[-1].position
-                has_more = self._confirm(watermark, 0)
-            is_full = len(rows) == options.batch_size
-            if not has_more or (is_full and self._lease.pause() is not None):
+                goes_on = self._confirm(watermark)
+            if not goes_on:
                 return
             # Another may have lowered it: one that had the lease before, at its end.
             self._flag.keep_up()
-            if is_steady and not is_full:
+            if is_steady and len(rows) < options.batch_size:
                 # Batches grow while the relay rests for as long as it worked, and the
                 # other half of the processor is the sender's.
                 time.sleep(min(time.monotonic() - began, MAX_REST))
@@ -300,11 +302,11 @@ class _Relay:
         The head is read first, so what is numbered meanwhile is never passed over.
         """
         head = self._storage.last_position(self._using, self._partition)
-        rows, _ = self._storage.read_batch(
+        found = self._storage.read_batch(
             self._using, self._partition, after=watermark, limit=1, target=""
         )
-        if head > watermark and not rows:
-            self._confirm(head, 0)
+        if head > watermark and not found.rows:
+            self._confirm(head)
 
     def _publish_backlog(self, watermark: int) -> int:
         """Publish to a target that is back only the newest event of each channel.
@@ -314,6 +316,7 @@ class _Relay:
         """
         self._storage.number_all(self._using, self._partition)
         head = self._storage.last_position(self._using, self._partition)
+        self._read_at = time.monotonic()
         newest = self._storage.read_newest(
             self._using, self._partition, after=watermark, up_to=head
         )
@@ -322,7 +325,7 @@ class _Relay:
             self._publish(batch, items)
             self._lease.renew()
         if head > watermark:
-            self._confirm(head, len(rows))
+            self._confirm(head, rows, is_backlog=True)
         return head
 
     def _batches(
@@ -334,7 +337,7 @@ class _Relay:
         size = limit
         for row in rows:
             items = self._target.encode(row)
-            row_size = sum([item.size for item in items])
+            row_size = items[0].size if len(items) == 1 else sum(i.size for i in items)
             if size + row_size > limit:
                 batches.append(([], []))
                 size = 0
@@ -417,20 +420,32 @@ class _Relay:
         )
 
     def _confirm(
-        self, position: int, event_count: int, first: int | None = None
+        self,
+        position: int,
+        rows: Sequence[OutboxRow] = (),
+        *,
+        is_backlog: bool = False,
     ) -> bool:
-        has_more, ages = self._lease.confirm(position, event_count, first)
-        self._event_count += event_count
-        instruments.active.confirmed(self._target.name, ages)
+        """Say that the target has the rows, and whether there is more to do.
+
+        What was held up by a failure says nothing of the latency that operators are shown.
+        """
+        passed = time.monotonic() - self._read_at
+        latency = rows[0].age + passed if rows and not is_backlog else None
+        goes_on = self._lease.confirm(position, len(rows), latency)
+        self._event_count += len(rows)
+        instruments.active.confirmed(
+            self._target.name, [row.age + passed for row in rows]
+        )
         events_confirmed.send_robust(
             Cursor,
             using=self._using,
             partition=self._partition,
             target=self._target.name,
-            event_count=event_count,
+            event_count=len(rows),
             position=position,
         )
-        return has_more
+        return goes_on
 
     def _record_failure(self, error: PublishError) -> None:
         failure = self._lease.fail(str(error))

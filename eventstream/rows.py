@@ -15,6 +15,7 @@ class OutboxRow(NamedTuple):
 
     `kicked`: users, as in `skip_users`, whose permission for the channel was withdrawn since
     its event before. A stream of theirs that nobody knew of then must not get this one.
+    `age`: seconds since it was written, by the database's clock, when it was read.
     """
 
     id: int
@@ -26,6 +27,7 @@ class OutboxRow(NamedTuple):
     data: str
     skip_users: str
     kicked: str = ""
+    age: float = 0.0
 
     def __repr__(self) -> str:
         """Return what logs and error pages may show: not the data."""
@@ -38,10 +40,12 @@ class Batch(NamedTuple):
     Attributes:
         rows: In order.
         has_letters: Some of them may be dead letters of the target: given up already.
+        has_kicks: Some of them may say who was kicked before.
     """
 
     rows: list[OutboxRow]
     has_letters: bool
+    has_kicks: bool
 
 
 class LogEvent(NamedTuple):

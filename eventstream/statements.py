@@ -56,22 +56,16 @@ UPDATE {cursor} c SET watermark = %(position)s,
   attempts = 0, next_attempt = NULL, failing_since = NULL, last_error = '',
   confirmed_at = statement_timestamp(),
   confirmed_count = c.confirmed_count + %(event_count)s,
-  latency = CASE WHEN %(first)s::bigint IS NULL THEN c.latency
-    ELSE statement_timestamp() - (
-      SELECT created FROM {event}
-      WHERE partition = %(partition)s AND position = %(first)s
-    ) END
+  latency = coalesce(%(latency)s * interval '1 second', c.latency)
 WHERE c.partition = %(partition)s AND c.target = %(target)s
   AND c.lease_token = %(token)s AND c.watermark <= %(position)s
   AND set_config('synchronous_commit', 'off', true) = 'off'
-RETURNING ({first_unnumbered}) IS NOT NULL OR EXISTS (
-    SELECT 1 FROM {partition}
-    WHERE number = %(partition)s AND last_position > %(position)s
-  ), CASE WHEN %(is_observed)s THEN ARRAY(
-    SELECT extract(epoch FROM statement_timestamp() - created)::float8 FROM {event}
-    WHERE partition = %(partition)s AND position <= %(position)s
-      AND position > %(position)s - %(event_count)s
-  ) ELSE '{{}}' END
+RETURNING (
+    ({first_unnumbered}) IS NOT NULL OR EXISTS (
+      SELECT 1 FROM {partition}
+      WHERE number = %(partition)s AND last_position > %(position)s
+    )
+  ) AND NOT EXISTS (SELECT 1 FROM {paused} WHERE name = %(target)s)
 """
 
 RELEASE = """

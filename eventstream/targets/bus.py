@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from json.encoder import encode_basestring as _quote
 from typing import Any
 
 import redis
@@ -90,10 +91,11 @@ class BusTarget(Target):
     def encode(self, row: OutboxRow) -> list[Item]:
         if row.kind == EventKind.KICK:
             return [Item(row.channel, _dump([row.channel, row.data]), True)]
-        content = [row.eid, row.type, row.data, row.skip_users]
-        if row.kicked:
-            content.append(row.kicked)
-        return [Item(row.channel, _dump(content))]
+        # By hand, as json takes longer to set an encoder up than to encode.
+        number = "null" if row.eid is None else row.eid
+        texts = f"{_quote(row.type)},{_quote(row.data)},{_quote(row.skip_users)}"
+        kicked = f",{_quote(row.kicked)}" if row.kicked else ""
+        return [Item(row.channel, f"[{number},{texts}{kicked}]".encode())]
 
     def publish(self, items: Sequence[Item]) -> None:
         if self._client is None:
@@ -130,9 +132,5 @@ def _messages(items: Sequence[Item]) -> Iterable[tuple[str, bytes]]:
         yield event_topic(channel), b"[" + b",".join(bodies) + b"]"
 
 
-# One for all: json.dumps makes an encoder on each call.
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
 def _dump(value: object) -> bytes:
-    return _encode(value).encode()
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

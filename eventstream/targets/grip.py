@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from json.encoder import encode_basestring as _quote
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -148,6 +149,12 @@ class GripTarget(Target):
         A stream that was being opened while its user was kicked may have come to the proxy
         after the kick. So the first event of the channel after it ends that stream again.
         """
+        if (
+            row.eid is not None and not row.skip_users and not row.kicked
+        ):  # nearly always
+            content = _quote(stored_content(row))[1:-1].encode()
+            head = _joined_head(conf.grip_prefix(), row.channel)
+            return [Item(row.channel, content, False, head, row.eid)]
         if row.kind == EventKind.KICK:
             kicks = kick_items(row.channel, row.data, str(row.id))
             return [Item(row.channel, _dump(item), True) for item in kicks]
@@ -157,11 +164,7 @@ class GripTarget(Target):
             for user_id in (kicked if len(kicked) <= MAX_KICKED else [])
             for item in kick_items(row.channel, user_id, f"{row.id}-{user_id}")
         ]
-        if row.eid is None or row.skip_users or row.kicked:
-            return [*items, Item(row.channel, _dump(event_item(row)))]
-        content = _encode(stored_content(row))[1:-1].encode()
-        head = _joined_head(conf.grip_prefix(), row.channel)
-        return [Item(row.channel, content, False, head, row.eid)]
+        return [*items, Item(row.channel, _dump(event_item(row)))]
 
     def publish(self, items: Sequence[Item]) -> None:
         body = b'{"items":[' + b",".join(_join(items)) + b"]}"

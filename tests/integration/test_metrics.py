@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import requests
 import yaml
 from django.db import OperationalError
+from django.db.models.functions import Now
 from django.test import Client
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django import Settings
 
 from eventstream import EventSpec, instruments, jobs, latency, metrics, send_events
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
-from eventstream.models import Event
+from eventstream.models import Cursor, Event
 from eventstream.pausing import pause
 from eventstream.relay import relay_all
 from eventstream.status import Status
@@ -92,6 +95,51 @@ def test_each_confirmed_event_is_in_the_histogram(targets: Targets) -> None:
     relay_all("default")
 
     assert count() == before + 7
+
+
+def test_age_in_the_histogram_is_from_writing_to_confirming(targets: Targets) -> None:
+    def total() -> float:
+        name = "eventstream_confirm_seconds_sum"
+        return REGISTRY.get_sample_value(name, {"target": "a"}) or 0
+
+    before = total()
+    send(3)
+    hour_ago = Now() - datetime.timedelta(hours=1)
+    Event.objects.filter(data="0").update(created=hour_ago)
+    targets["a"].before = lambda: time.sleep(0.2)
+    relay_all("default")
+
+    assert total() - before == pytest.approx(3600 + 3 * 0.2, abs=3)
+    latency = Cursor.objects.get(target="a", watermark=3).latency
+    assert latency is not None
+    assert latency.total_seconds() == pytest.approx(3600.2, abs=1)
+
+
+def test_many_values_at_once_count_like_each_by_itself() -> None:
+    registry = CollectorRegistry()
+    values = [0.1, 7.0, -0.5, 0.5, 1e9, 0.0, 0.11, 0.5]
+    together = metrics._BatchHistogram(
+        "together", "x", ["target"], buckets=(0.1, 0.5, 5), registry=registry
+    )
+    single = Histogram(
+        "single", "x", ["target"], buckets=(0.1, 0.5, 5), registry=registry
+    )
+
+    together.labels("a").observe_all(values)
+    together.labels("a").observe_all([])
+    for value in values:
+        single.labels("a").observe(max(0.0, value))
+
+    shown = {
+        name: {
+            (sample.name.removeprefix(name), sample.labels.get("le")): sample.value
+            for sample in found.samples
+            if not sample.name.endswith("_created")
+        }
+        for found in registry.collect()
+        for name in [found.name]
+    }
+    assert shown["together"] == pytest.approx(shown["single"])
 
 
 def test_paused_target_has_its_state(targets: Targets) -> None:

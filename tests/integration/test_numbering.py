@@ -146,10 +146,10 @@ def test_first_event_after_a_kick_names_the_kicked_and_no_other() -> None:
 
     def marks(after: int) -> list[str]:
         get_storage().number_all("default", partition)
-        rows, _ = get_storage().read_batch(
+        found = get_storage().read_batch(
             "default", partition, after=after, limit=100, target="a"
         )
-        return [row.kicked for row in rows if row.kind == EventKind.EVENT]
+        return [row.kicked for row in found.rows if row.kind == EventKind.EVENT]
 
     kick("1")
     send_event("orders", "message", 1)

@@ -110,7 +110,7 @@ def look() -> None:
 def confirm() -> None:
     lease = Lease(get_storage(), "default", OTHER, "a")
     assert lease.take(force=False)
-    assert lease.confirm(HEAD, 1).has_more
+    assert lease.confirm(HEAD, 1)
 
 
 def read() -> None:

@@ -42,8 +42,8 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         "confirmed before it is published", "eventstream/relay.py",
-        "self._publish(batch, items)\n                watermark = batch[-1].position\n                has_more = self._confirm(watermark, len(batch), batch[0].position)",
-        "watermark = batch[-1].position\n                has_more = self._confirm(watermark, len(batch), batch[0].position)\n                self._publish(batch, items)",
+        "self._publish(batch, items)\n                watermark = batch[-1].position\n                goes_on = self._confirm(watermark, batch)",
+        "watermark = batch[-1].position\n                goes_on = self._confirm(watermark, batch)\n                self._publish(batch, items)",
         f"{RELAY}::test_failing_target_holds_up_no_other",
     ),
     Mutation(
@@ -389,7 +389,7 @@ MUTATIONS = [
     ),
     Mutation(
         "what some may not have is joined", "eventstream/targets/grip.py",
-        "row.eid is None or row.skip_users or row.kicked", "row.eid is None",
+        "row.eid is not None and not row.skip_users and not row.kicked", "row.eid is not None",
         "tests/unit/test_grip_target.py::test_only_what_all_streams_get_is_joined",
     ),
 ]  # fmt: skip
