@@ -121,9 +121,7 @@ def main() -> int:
     name = "quick.json" if options.quick else "results.json"
     path = options.out / name
     if options.only and path.exists():
-        before = json.loads(path.read_text())
-        content["results"] = {**before["results"], **results}
-        content["rounds"] = min(before["rounds"], rounds)
+        content = report.merge(json.loads(path.read_text()), content)
     path.write_text(json.dumps(content, indent=1) + "\n")
     report.write(path, options.out, is_quick=options.quick)
     print(f"wrote {path}")

@@ -90,6 +90,32 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def merge(before: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of a run of some rows, put into those of a run before it."""
+    run = f"{content['date']}, {content['machine']}"
+    known = before.get("apart", {})
+    return {
+        **before,
+        "rounds": min(before["rounds"], content["rounds"]),
+        "results": {**before["results"], **content["results"]},
+        "apart": {**known, **dict.fromkeys(content["results"], run)},
+    }
+
+
+def apart(content: dict[str, Any]) -> str:
+    """Return which rows are of another run than the rest."""
+    runs: dict[str, list[str]] = {}
+    for case in CASES:
+        run = content.get("apart", {}).get(case.name)
+        if run is not None:
+            runs.setdefault(run, []).append(case.title)
+    lines = [f"- {run}: {'; '.join(titles)}." for run, titles in sorted(runs.items())]
+    if not lines:
+        return ""
+    intro = "These rows are of a later run, and its machine may be slower or faster:"
+    return "\n".join(["", intro, "", *lines, ""])
+
+
 def absences(results: dict[str, Any]) -> str:
     """Return where the peer takes no part, or stops."""
     lines = ["\n## Where the peer stops\n"]
@@ -243,7 +269,8 @@ def write(path: Path, directory: Path, *, is_quick: bool) -> None:
         return
     plot(results, directory / "sides.svg")
     plot_growth(results, directory / "growth.svg")
-    page = _INTRO.format(**content) + table(results) + "\n![Sides](sides.svg)\n"
+    page = _INTRO.format(**content) + table(results) + apart(content)
+    page += "\n![Sides](sides.svg)\n"
     if (directory / "growth.svg").exists():
         page += "\nHow cost grows, each axis from nothing: flat is good.\n\n![Growth](growth.svg)\n"
     limits = directory / "findings.md"
