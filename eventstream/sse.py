@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
 
 _LINE_END = re.compile("\r\n|\r|\n")
 _FIELD_BREAKERS = re.compile("[\r\n\0]")
@@ -34,19 +33,18 @@ def encode_data(event_type: str, data: str) -> str:
 
 
 def encode_log(
-    rows: Iterable[tuple[int, str, str, *tuple[Any, ...]]], before: str, after: str
+    events: Iterable[tuple[int, str, str, str]], before: str, after: str
 ) -> str:
     """Return many events of one log, in as little time as may be.
 
     Args:
-        rows: Number, type and data of each, and whatever follows them.
+        events: Number, type and data of each, as rows.LogEvent has them.
         before: What of an `id:` field stands before the event's number.
         after: What stands behind it.
     """
     parts = []
     known, line = "", _event_line("")
-    for row in rows:
-        number, event_type, data = row[0], row[1], row[2]
+    for number, event_type, data, _ in events:
         if event_type != known:
             known, line = event_type, _event_line(event_type)
         if "\n" in data or "\r" in data:

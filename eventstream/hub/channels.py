@@ -161,7 +161,7 @@ class Channels:
                     state.head = log.last_eid
                     state.wake()
                     return
-                if not log.rows:
+                if not log.events:
                     return
                 state.extend(log.events)
         except (OperationalError, InterfaceError) as error:
