@@ -149,9 +149,8 @@ class GripTarget(Target):
         A stream that was being opened while its user was kicked may have come to the proxy
         after the kick. So the first event of the channel after it ends that stream again.
         """
-        if (
-            row.eid is not None and not row.skip_users and not row.kicked
-        ):  # nearly always
+        # Nearly always; a kick has no id.
+        if row.eid is not None and not row.skip_users and not row.kicked:
             content = _quote(stored_content(row))[1:-1].encode()
             head = _joined_head(conf.grip_prefix(), row.channel)
             return [Item(row.channel, content, False, head, row.eid)]

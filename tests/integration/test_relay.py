@@ -19,8 +19,9 @@ from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
 from eventstream.relay import MAX_REST, Outcome, pending, relay_all, relay_partition
 from eventstream.retrying import RetryReport, retry_dead_letters
-from eventstream.rows import partition_of
+from eventstream.rows import OutboxRow, partition_of
 from eventstream.storage import get_storage
+from eventstream.targets.base import Item
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -828,3 +829,26 @@ def test_event_sent_during_a_retry_is_not_left_behind(targets: Targets) -> None:
 
     assert report == RetryReport(published=1)
     assert targets["a"].ids("orders") == [1, 2, 3]
+
+
+def test_who_may_read_again_is_not_named_as_kicked(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = partition_of("orders")
+    for user_id in ("1", "2"):
+        Event.objects.create(kind=EventKind.KICK, partition=partition, channel="orders", type="kick", data=user_id)  # fmt: skip
+    send(1)
+    monkeypatch.setattr(
+        "eventstream.relay.may_read", lambda user_id, channel: user_id == "2"
+    )
+    named = []
+    original = RecordingTarget.encode
+
+    def encode(self: RecordingTarget, row: OutboxRow) -> list[Item]:
+        named.append((row.eid, row.kicked))
+        return original(self, row)
+
+    monkeypatch.setattr(RecordingTarget, "encode", encode)
+    relay_partition("default", partition, "a")
+
+    assert named == [(None, ""), (None, ""), (1, ",1,")]

@@ -388,6 +388,11 @@ MUTATIONS = [
         "tests/unit/test_grip_target.py::test_what_follows_a_hole_is_an_item_of_its_own",
     ),
     Mutation(
+        "who may read again is named as kicked", "eventstream/relay.py",
+        "            if has_kicks:", "            if False:",
+        f"{RELAY}::test_who_may_read_again_is_not_named_as_kicked",
+    ),
+    Mutation(
         "what some may not have is joined", "eventstream/targets/grip.py",
         "row.eid is not None and not row.skip_users and not row.kicked", "row.eid is not None",
         "tests/unit/test_grip_target.py::test_only_what_all_streams_get_is_joined",
