@@ -84,6 +84,9 @@ class Demo:
     def has_restarted(self, count: int) -> bool:
         return self.output().count("starting it again") == count
 
+    def has_told_of_ends(self, count: int) -> bool:
+        return len(re.findall("starting it again|giving up", self.output())) == count
+
     def answers(self, url: str) -> bool:
         """Say whether the page is served there."""
         try:
@@ -176,13 +179,13 @@ def test_part_that_is_killed_is_started_again_and_every_event_arrives(
 
 
 def test_part_that_does_not_stay_up_is_told_and_stops_the_rest(demo: Demo) -> None:
-    beat = demo.part("beat")
-    for _ in range(4):  # the first may have run for a while
+    for count in range(1, 5):  # the first may have run for a while
+        beat = demo.part("beat")
         beat.kill()
         beat.wait(10)
+        wait_for(partial(demo.has_told_of_ends, count), "its end is told")
         if "giving up" in demo.output():
             break
-        beat = demo.part("beat")
 
     assert demo.process.wait(20) == 1
     assert "ended by SIGKILL, again soon after its start: giving up" in demo.output()
