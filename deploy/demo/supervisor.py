@@ -22,7 +22,7 @@ from honcho.printer import Printer
 
 from deploy.demo import leash
 from deploy.demo.switch import manage_path, switch_path, turn
-from deploy.pushpin import PushpinConfig, command
+from deploy.pushpin import PushpinConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = "demo"
@@ -150,6 +150,7 @@ class Demo:
                 key=secrets.token_hex(24),
                 port=self.port,
                 publish_port=_free_port(),
+                standby_port=_free_port(),
                 zmq_port=_free_port(),
                 sub_port=_free_port(),
                 command_port=_free_port(),
@@ -241,7 +242,7 @@ class Demo:
         )  # fmt: skip
         self._add("beat", *celery, "beat", "-l", "WARNING", "--pidfile=")
         if self._pushpin is not None:
-            self._add("pushpin", *command(self._pushpin.write()))
+            self._add("pushpin", *self._pushpin.command())
 
     def _add(self, name: str, *argv: str, leash_options: tuple[str, ...] = ()) -> None:
         lock = str(self._directory / "lock")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from string import Template
 
@@ -23,10 +24,12 @@ class PushpinConfig:
     Attributes:
         directory: Where everything is written. Keep it short: unix sockets in it may
             have paths of 107 bytes at most.
-        backend: host:port of the web process.
+        backend: host:port of the web process. Several, with spaces between, are asked in this
+            order: the next where one accepts no connection.
         key: Secret of at least 32 bytes, shared with the application by GRIP_URL.
         port: Where browsers connect.
         publish_port: Where the relay publishes, by HTTP; the host and port of GRIP_URL.
+        standby_port: Where 502 is answered to what no web process accepts; see standby.py.
         zmq_port, sub_port, command_port: Pushpin opens these as well; unused here.
         host: Address on which browsers are served. Not all addresses, unless something
             in front of it ends TLS.
@@ -44,6 +47,7 @@ class PushpinConfig:
     key: str
     port: int = 7999
     publish_port: int = 5561
+    standby_port: int = 7997
     zmq_port: int = 5560
     sub_port: int = 5562
     command_port: int = 5563
@@ -87,7 +91,7 @@ class PushpinConfig:
             target.write_text(template.substitute(values))
         return self.directory / "pushpin.conf"
 
-
-def command(config: Path) -> list[str]:
-    """Return the command that runs Pushpin in the foreground."""
-    return ["pushpin", f"--config={config}", "--merge-output"]
+    def command(self) -> list[str]:
+        """Write the files, and return the command that runs Pushpin in the foreground."""
+        standby = [sys.executable, str(_HERE / "standby.py"), str(self.standby_port)]
+        return [*standby, "pushpin", f"--config={self.write()}", "--merge-output"]

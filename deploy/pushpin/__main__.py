@@ -3,7 +3,7 @@
 Environment: GRIP_URL (its port and key are used), BACKEND (host:port of the web process,
 default 127.0.0.1:8001), PUSHPIN_PORT (7999), PUSHPIN_DIR (a short path; by default a new
 temporary folder), PUSHPIN_MAX_CONNECTIONS (5000), PUSHPIN_METRICS_PORT (none),
-PUSHPIN_HOST and PUSHPIN_PUBLISH_HOST (addresses on which it serves browsers and takes
+PUSHPIN_STANDBY_PORT (7997, of 127.0.0.1), PUSHPIN_HOST and PUSHPIN_PUBLISH_HOST (addresses on which it serves browsers and takes
 publishes, 127.0.0.1).
 """
 
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from deploy.pushpin import PushpinConfig, command
+from deploy.pushpin import PushpinConfig
 
 
 def main() -> None:
@@ -33,12 +33,13 @@ def main() -> None:
         key=key,
         port=int(os.environ.get("PUSHPIN_PORT") or 7999),
         publish_port=url.port,
+        standby_port=int(os.environ.get("PUSHPIN_STANDBY_PORT") or 7997),
         host=os.environ.get("PUSHPIN_HOST") or "127.0.0.1",
         publish_host=os.environ.get("PUSHPIN_PUBLISH_HOST") or "127.0.0.1",
         metrics_port=int(os.environ.get("PUSHPIN_METRICS_PORT") or 0) or None,
         max_connections=int(os.environ.get("PUSHPIN_MAX_CONNECTIONS") or 5000),
     )
-    argv = command(config.write())
+    argv = config.command()
     os.execvp(argv[0], argv)  # noqa: S606  a fixed command, without a shell
 
 

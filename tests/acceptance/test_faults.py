@@ -20,6 +20,8 @@ pytestmark = pytest.mark.timeout(180)
 
 BROKER_BACK = 15.0
 WORKER_KILLED = 30.0
+WITHOUT_WEB = 30.0
+"""Seconds: the proxy's pause before it asks again, 16 at most."""
 WITHOUT_WORKER = 20.0
 """Seconds: the hub's poll, 10, or the links' timeout, 10 here and 60 by default; and slack."""
 
@@ -124,6 +126,27 @@ async def test_both_holders_deliver_without_celery_and_redis() -> None:
             assert crowd.faults(1, 20) == []
         assert time.monotonic() - began < WITHOUT_WORKER
         for crowd in crowds:
+            await crowd.stop()
+
+
+# --- a web process
+
+
+async def test_no_stream_stays_behind_when_nobody_answers_its_proxy() -> None:
+    """A hundred equal streams ask, by turns, a web process that is not there."""
+    with running(with_pushpin=True, env={"ES_LINK_TIMEOUT": "3"}) as stack:
+        crowd = Crowd(stack.url, ["orders"] * 100)
+        await crowd.start(per_second=100)
+        try:
+            for count in (1, 2):
+                assert stack.web is not None
+                stack.web.kill()
+                await asyncio.sleep(7)  # asked, refused, asked again
+                await asyncio.to_thread(stack.start_web)
+                await asyncio.to_thread(stack.send, "orders")
+                await crowd.until_received(count, within=WITHOUT_WEB)
+            assert crowd.faults(1, 2) == []
+        finally:
             await crowd.stop()
 
 

@@ -327,6 +327,11 @@ MUTATIONS = [
         "tests/integration/test_views.py::test_stream_is_held_as_it_is_while_the_database_is_away",
     ),
     Mutation(
+        "nobody answers a proxy whose web process is away", "deploy/pushpin/routes.template",
+        " 127.0.0.1:$standby_port", "",
+        "tests/acceptance/test_faults.py::test_no_stream_stays_behind_when_nobody_answers_its_proxy",
+    ),
+    Mutation(
         "a coroutine is taken for a permission", "eventstream/channelmanager.py",
         "if not any(inspect.isawaitable(answer) for answer in answers):", "if True:",
         "tests/unit/test_channelmanager.py::test_manager_may_be_async",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from deploy.pushpin import PushpinConfig, command
+from deploy.pushpin import PushpinConfig
 from tests.support.processes import Process, free_port, is_listening
 
 KEY = "tests-only-0123456789-0123456789-0123456789"
@@ -57,6 +57,7 @@ class Pushpin:
             key=KEY,
             port=self.port,
             publish_port=publish_port or free_port(),
+            standby_port=free_port(),
             zmq_port=free_port(),
             sub_port=free_port(),
             command_port=free_port(),
@@ -68,7 +69,7 @@ class Pushpin:
 
     def start(self) -> Process:
         """Start it, again if it was stopped, on the same ports."""
-        self.process = process = _Pushpin(command(self.config.write()))
+        self.process = process = _Pushpin(self.config.command())
         for port in (self.config.publish_port, self.port):
             process.wait_until(partial(is_listening, port), "Pushpin listens")
         process.find_parts()

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.pushpin import PushpinConfig, command
+from deploy.pushpin import PushpinConfig
 from tests.support.hosts import Host, Network
 from tests.support.postgres import Postgres
 from tests.support.processes import ROOT, Process, is_listening, python, wait_for
@@ -196,7 +196,7 @@ class Hosts:
             host="0.0.0.0",
             publish_host="0.0.0.0",
         )
-        process = self._exits.enter_context(Process(command(config.write())))
+        process = self._exits.enter_context(Process(config.command()))
         self.processes[host.name] = [process]
         process.wait_until(lambda: is_listening(config.port), "Pushpin listens")
         process.wait_until(lambda: is_listening(config.publish_port), "Pushpin listens")

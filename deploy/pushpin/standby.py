@@ -1,0 +1,75 @@
+"""`python standby.py PORT COMMAND…`: answer 502 on 127.0.0.1:PORT, and become the command.
+
+Pushpin's second target, which it asks when no web process accepts a connection. It shares what
+equal streams ask at once; of those that join an ask whose connection was refused it never
+hears again, nor of any that joins later, while one that was answered is over for all. See
+docs/decisions/0014-a-standby-behind-pushpin.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+
+_BODY = b"No web process can be reached.\n"
+_ANSWER = (
+    b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(_BODY), _BODY)
+)
+_PATIENCE = 10.0
+
+
+def main() -> None:
+    """Leave a child that answers, and replace this process."""
+    port, *argv = sys.argv[1:]
+    listener = _listen(int(port))
+    parent = os.getpid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        asyncio.run(_serve(listener, parent))
+        os._exit(0)
+    listener.close()
+    os.execvp(argv[0], argv)  # noqa: S606  without a shell
+
+
+def _listen(port: int) -> socket.socket:
+    """Take the port, which the child of a Pushpin that was killed has for a second more."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", port), backlog=1024)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                sys.exit(
+                    f"Pushpin's standby cannot listen on 127.0.0.1:{port} ({error.strerror}); "
+                    "choose another with PUSHPIN_STANDBY_PORT."
+                )
+            time.sleep(0.1)
+
+
+async def _serve(listener: socket.socket, parent: int) -> None:
+    async with await asyncio.start_server(_answer, sock=listener):
+        while os.getppid() == parent:  # noqa: ASYNC110  nothing tells of its end
+            await asyncio.sleep(1)
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(
+        OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+    ):
+        async with asyncio.timeout(_PATIENCE):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(_ANSWER)
+            # A connection that is closed with a body unread is reset, and the answer lost.
+            while await reader.read(65536):
+                pass
+    writer.close()
+
+
+if __name__ == "__main__":
+    main()
