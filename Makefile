@@ -2,6 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 ARGS ?=
+# Two files of tests at a time: most of a test is waiting for what it has started.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 BEHIND_PUSHPIN := $(patsubst %,tests/acceptance/test_%.py,streams clients beginnings proxy_readers access cross_origin faults postgres console browser) tests/proof/test_process_deaths.py
 
 help: ## list the targets
@@ -48,8 +50,8 @@ js-test: js/node_modules/.stamp ## types and unit tests of the browser client
 	cd js && ../$(BIN)/node --test --test-reporter=dot 'tests/*.test.ts'
 
 test: system js-test ## the whole suite, on real servers that it starts itself; ARGS for pytest
-	$(BIN)/python -m pytest $(ARGS)
-	$(BIN)/python -m tests.support.postgres -- $(BIN)/python -m pytest tests/integration tests/proof/test_histories.py tests/proof/test_initial_states.py $(ARGS)
+	$(PYTEST) $(ARGS)
+	$(BIN)/python -m tests.support.postgres -- $(PYTEST) tests/integration tests/proof/test_histories.py tests/proof/test_initial_states.py $(ARGS)
 
 chaos: system ## the real installation under faults; SECONDS=60, SEED= to repeat a run
 	$(BIN)/python -m tests.proof.chaos $(or $(SECONDS),60) $(SEED)
