@@ -53,8 +53,11 @@ _AGE_POSTGRESQL = "date_part('epoch', statement_timestamp() - created)"
 _AGE_SQLITE = "(julianday('now') - julianday(created)) * 86400.0"
 
 _READ_AFTER = f"""
-SELECT {", ".join(LogEvent._fields)} FROM {{event}}
-WHERE channel = %s AND eid > %s AND eid <= %s ORDER BY eid
+SELECT {", ".join(LogEvent._fields)},
+  coalesce(%(last_eid)s, (SELECT last_eid FROM {{channel}} WHERE name = %(channel)s)),
+  ({FIRST_KICK}) IS NOT NULL
+FROM {{event}}
+WHERE channel = %(channel)s AND eid > %(eid)s AND eid <= %(up_to)s ORDER BY eid
 """  # noqa: S608  names of columns
 
 
@@ -92,6 +95,7 @@ class Log:
         )
         values: dict[str, int | str] = {
             "partition": partition, "after": after, "limit": limit, "target": target,
+            "kicks_above": 0,
         }  # fmt: skip
         found: list[Any] = []
         with connections[using].cursor() as cursor:
@@ -188,11 +192,9 @@ class Log:
         *,
         limit: int,
         last_eid: int | None = None,
+        kicks_above: int | None = None,
     ) -> ChannelLog:
         """Return what follows an event id in a channel.
-
-        The last id is read first: an event numbered in between is then simply more than
-        was asked for, and never looks like a gap.
 
         Args:
             using: Database alias.
@@ -200,23 +202,42 @@ class Log:
             eid: The last event id that the reader has.
             limit: Most events to return.
             last_eid: The last id of the channel, of whoever reads on and knows it.
+            kicks_above: A position of the channel's partition, to be told of kicks above
+                it. All that come before an event of the answer are there by then.
         """
-        if last_eid is None:
-            last_eid = self.current_ids(using, [channel])[channel]
-        if eid == last_eid:
-            return ChannelLog([], last_eid, is_reset=False)
-        if not 0 <= eid < last_eid:
-            return ChannelLog([], last_eid, is_reset=True)
-        statement = _READ_AFTER.format(event=table_name(using, Event))
-        with connections[using].cursor() as cursor:
-            # Django's own way to a row takes three times as long as the driver's.
+        if last_eid is not None and not 0 <= eid < last_eid:
+            return ChannelLog([], last_eid, is_reset=eid != last_eid)
+        statement = _READ_AFTER.format(
+            event=table_name(using, Event), channel=table_name(using, Channel)
+        )
+        values: dict[str, int | str | None] = {
+            "channel": channel,
+            "eid": eid,
             # Ids have no holes: so many of them are so many rows. With LIMIT it would read
             # and sort all that follows, where PostgreSQL expects little of the channel.
-            cursor.execute(statement, [channel, eid, eid + limit])
-            events = list(map(LogEvent._make, cursor.fetchall()))
-        if not events or events[0].eid != eid + 1:  # below the floor
-            return ChannelLog([], last_eid, is_reset=True)
-        return ChannelLog(events, max(last_eid, events[-1].eid), is_reset=False)
+            "up_to": min(eid + limit, _NO_END),
+            "last_eid": last_eid,
+            "partition": partition_of(channel),
+            "kicks_above": _NO_END if kicks_above is None else kicks_above,
+        }
+        with connections[using].cursor() as cursor:
+            # Django's own way to a row takes three times as long as the driver's.
+            cursor.execute(statement, values)
+            found = cursor.fetchall()
+        if not found:
+            if last_eid is not None:
+                return ChannelLog([], last_eid, is_reset=True)
+            # The last id first: what is numbered in between is more, and no reset.
+            last_eid = self.current_ids(using, [channel])[channel]
+            return self.read_after(
+                using, channel, eid,
+                limit=limit, last_eid=last_eid, kicks_above=kicks_above,
+            )  # fmt: skip
+        first, *_, newest, has_kicks = found[0]
+        if first != eid + 1:  # below the floor
+            return ChannelLog([], newest, is_reset=True)
+        newest = max(newest, found[-1][0])
+        return ChannelLog(found, newest, is_reset=False, has_kicks=bool(has_kicks))
 
     def floor(self, using: str, channel: str) -> int:
         """Return the largest event id pruned from a channel."""

@@ -16,14 +16,16 @@ from typing import NamedTuple
 from django.db import connections
 from django.views.decorators.debug import sensitive_variables
 
-from eventstream import conf, sse
-from eventstream.rows import ChannelLog, LogEvent, without_skipped
+from eventstream import sse
+from eventstream.rows import LogRow, without_skipped
 from eventstream.storage import DjangoModelStorage
 
 SHARED_FROM = 200
 """Fewest events to share: for less, waiting for each other costs as much as reading."""
 
-_ROWS_PER_READ = 1_000
+ROWS_PER_READ = 1_000
+"""Most events of a query: how large they are is known only when they have been read."""
+
 _LIFETIME = 1.0
 _MOST = 8
 _PATIENCE = 2.0
@@ -130,61 +132,51 @@ def _share(wanted: Wanted, read: Callable[[], Piece]) -> Piece:
     return piece
 
 
-@sensitive_variables("events", "shown", "text")
+@sensitive_variables("rows", "parts")
 def _read(storage: DjangoModelStorage, wanted: Wanted, user_id: str) -> Piece:
-    """Read what is wanted, and encode what of it is for this user."""
-    log = read_log(
-        storage, wanted.using, wanted.channel, wanted.eid,
-        limit=wanted.limit, last_eid=wanted.head,
-    )  # fmt: skip
-    if log.is_reset:
-        return Piece("", 0, 0, wanted.eid, log.last_eid, True, is_for_all=False)
-    events, size = _cut(log.events, wanted.most_bytes)
-    shown = without_skipped(events, user_id)
-    text = sse.encode_log(shown, wanted.before, wanted.after)
-    eid = events[-1].eid if events else wanted.eid
-    is_for_all = not any(event.skip_users for event in events)
-    return Piece(text, len(events), size, eid, log.last_eid, False, is_for_all)
+    """Read what is wanted, and encode what of it is for this user.
 
-
-def _cut(events: list[LogEvent], limit: int) -> tuple[list[LogEvent], int]:
-    """Return the events up to the first that reaches a number of bytes, and their size."""
-    size = 0
-    for count, event in enumerate(events, 1):
-        size += len(event.data)
-        if size >= limit:
-            return events[:count], size
-    return events, size
-
-
-def read_log(
-    storage: DjangoModelStorage,
-    using: str,
-    channel: str,
-    eid: int,
-    *,
-    limit: int,
-    last_eid: int | None = None,
-) -> ChannelLog:
-    """Read what follows an event id until so many events, or a page's bytes, are there.
-
-    A thousand at a query: how large events are is known only when they have been read.
-    `last_eid` is the channel's last id, of whoever has just asked for it.
+    What a query has brought is encoded before the next: rows that live no longer than that
+    cost Python's collector nothing.
     """
-    most_bytes = conf.get_options().page_bytes
-    events: list[LogEvent] = []
-    size = 0
+    parts: list[str] = []
+    count, size, eid, last_eid = 0, 0, wanted.eid, wanted.head
+    is_for_all = True
     while True:
-        left = min(limit - len(events), _ROWS_PER_READ)
-        log = storage.read_after(using, channel, eid, limit=left, last_eid=last_eid)
+        log = storage.read_after(
+            wanted.using, wanted.channel, eid,
+            limit=min(wanted.limit - count, ROWS_PER_READ), last_eid=last_eid,
+        )  # fmt: skip
         last_eid = log.last_eid
-        if log.is_reset and events:
-            # Pruned meanwhile. A reset does not follow events: the next page finds it.
-            return ChannelLog(events, log.last_eid, is_reset=False)
-        if not log.events:
-            return log._replace(events=events)
-        events += log.events
-        eid = events[-1].eid
-        size += sum([len(event.data) for event in log.events])
-        if eid >= log.last_eid or len(events) >= limit or size >= most_bytes:
-            return log._replace(events=events)
+        if log.is_reset and not parts:
+            return Piece("", 0, 0, eid, last_eid, is_reset=True, is_for_all=False)
+        if not log.rows:
+            # Or pruned meanwhile. A reset does not follow events: the next page finds it.
+            break
+        rows, row_size = _cut(log.rows, wanted.most_bytes - size)
+        shown = without_skipped(rows, user_id)
+        parts.append(sse.encode_log(shown, wanted.before, wanted.after))
+        is_for_all = is_for_all and not any(row[3] for row in rows)
+        count += len(rows)
+        size += row_size
+        eid = rows[-1][0]
+        if eid >= last_eid or count >= wanted.limit or size >= wanted.most_bytes:
+            break
+    text = "".join(parts)
+    return Piece(
+        text, count, size, eid, last_eid, is_reset=False, is_for_all=is_for_all
+    )
+
+
+@sensitive_variables("rows", "row")
+def _cut(rows: list[LogRow], limit: int) -> tuple[list[LogRow], int]:
+    """Return the events up to the first that reaches a number of bytes, and their size."""
+    size = sum([len(row[2]) for row in rows])
+    if size < limit:  # nearly always
+        return rows, size
+    size = 0
+    for count, row in enumerate(rows, 1):
+        size += len(row[2])
+        if size >= limit:
+            return rows[:count], size
+    return rows, size

@@ -61,6 +61,11 @@ class LogEvent(NamedTuple):
         return f"<LogEvent {self.eid}>"
 
 
+LogRow = tuple[int, str, str, str, int, bool]
+"""What a LogEvent has, and what is the same in all rows of a read: the channel's last id,
+and whether there are kicks. To make an object of each takes longer than to read them."""
+
+
 class LogEntry(NamedTuple):
     """An event of another log, with the id that it has there."""
 
@@ -74,14 +79,25 @@ class ChannelLog(NamedTuple):
     """A page of a channel's log.
 
     Attributes:
-        events: Those that follow the position asked for, consecutive.
+        rows: The events that follow the position asked for, consecutive.
         last_eid: The last id of the channel; 0 if it never had an event.
         is_reset: The position asked for is not in the log any more, or never was.
+        has_kicks: There are kicks above the position that was asked about.
     """
 
-    events: list[LogEvent]
+    rows: list[LogRow]
     last_eid: int
     is_reset: bool
+    has_kicks: bool = False
+
+    @property
+    def events(self) -> list[LogEvent]:
+        """Return the events as such, for who has few or wants to keep them."""
+        return [LogEvent(*row[:4]) for row in self.rows]
+
+    def __repr__(self) -> str:
+        """Return what logs and error pages may show: not the data."""
+        return f"<ChannelLog of {len(self.rows)} events, last id {self.last_eid}>"
 
 
 def partition_of(channel: str) -> int:
@@ -105,8 +121,8 @@ def is_skipped(skip_users: str, user_id: str) -> bool:
     return bool(skip_users and user_id) and f",{user_id}," in skip_users
 
 
-def without_skipped(events: list[LogEvent], user_id: str) -> list[LogEvent]:
+def without_skipped(rows: list[LogRow], user_id: str) -> list[LogRow]:
     """Return the events that are for this user: nearly always all of them, as they are."""
-    if not user_id or not any(event.skip_users for event in events):
-        return events
-    return [event for event in events if not is_skipped(event.skip_users, user_id)]
+    if not user_id or not any(row[3] for row in rows):
+        return rows
+    return [row for row in rows if not is_skipped(row[3], user_id)]

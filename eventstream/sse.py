@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 _LINE_END = re.compile("\r\n|\r|\n")
 _FIELD_BREAKERS = re.compile("[\r\n\0]")
@@ -33,18 +34,19 @@ def encode_data(event_type: str, data: str) -> str:
 
 
 def encode_log(
-    events: Iterable[tuple[int, str, str, str]], before: str, after: str
+    rows: Iterable[tuple[int, str, str, *tuple[Any, ...]]], before: str, after: str
 ) -> str:
     """Return many events of one log, in as little time as may be.
 
     Args:
-        events: Number, type and data of each, as rows.LogEvent has them.
+        rows: Number, type and data of each, and whatever follows them.
         before: What of an `id:` field stands before the event's number.
         after: What stands behind it.
     """
     parts = []
     known, line = "", _event_line("")
-    for number, event_type, data, _ in events:
+    for row in rows:
+        number, event_type, data = row[0], row[1], row[2]
         if event_type != known:
             known, line = event_type, _event_line(event_type)
         if "\n" in data or "\r" in data:

@@ -21,7 +21,7 @@ FIRST_UNNUMBERED = """
 FIRST_KICK = """
   SELECT id FROM {event}
   WHERE partition BETWEEN %(partition)s AND %(partition)s AND kind = 1
-    AND position IS NOT NULL
+    AND position > %(kicks_above)s
   ORDER BY partition, position LIMIT 1
 """
 

@@ -122,8 +122,8 @@ def tail(
                 screen.line(f"{channel}:{event.eid}  {event.type}  {event.data}")
             place = event.eid
         if left is not None:
-            left -= len(log.events)
-        if not log.events and left != 0:
+            left -= len(log.rows)
+        if not log.rows and left != 0:
             time.sleep(POLL_SECONDS)
     return 0
 

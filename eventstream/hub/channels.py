@@ -161,7 +161,7 @@ class Channels:
                     state.head = log.last_eid
                     state.wake()
                     return
-                if not log.events:
+                if not log.rows:
                     return
                 state.extend(log.events)
         except (OperationalError, InterfaceError) as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from eventstream import conf
 from eventstream.hub.pool import ReaderPool
 from eventstream.hub.tails import ChannelState
-from eventstream.pieces import read_log
+from eventstream.pieces import ROWS_PER_READ
 from eventstream.reading import number_stale
 from eventstream.rows import ChannelLog, partition_of
 from eventstream.storage import alias_of, get_storage
@@ -60,7 +60,7 @@ class Log:
             state.reads[place] = task
             task.add_done_callback(lambda _: state.reads.pop(place, None))
         log = await asyncio.shield(task)
-        state.prepend(log.events)
+        state.prepend(log)
         return log
 
     async def _read_page(self, state: ChannelState, place: int) -> ChannelLog:
@@ -98,6 +98,6 @@ def _read(
     In this order: whatever kick comes before an event of the page is among those returned.
     """
     storage = get_storage()
-    limit = conf.get_options().page_size
-    log = read_log(storage, using, channel, place, limit=limit)
-    return log, storage.kicks_after(using, {partition: known}) if log.events else []
+    limit = min(conf.get_options().page_size, ROWS_PER_READ)
+    log = storage.read_after(using, channel, place, limit=limit, kicks_above=known)
+    return log, storage.kicks_after(using, {partition: known}) if log.has_kicks else []

@@ -112,7 +112,7 @@ class Streams:
             text = sse.encode_reset(names, subscriber.event_id())
             chunk = (text + encode_beginnings(subscriber, beginnings)).encode()
         for state, log in logs:
-            chunk += subscriber.encode_log(state, log.events)
+            chunk += subscriber.encode_log(state, log.rows)
             await self._reach(state, subscriber.places[state.name])
         return chunk
 

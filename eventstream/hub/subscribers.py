@@ -10,7 +10,7 @@ from eventstream import sse
 from eventstream.hub.tails import ChannelState, TailEvent
 from eventstream.positions import format_position, split_position
 from eventstream.reading import Reader
-from eventstream.rows import LogEvent, is_skipped, without_skipped
+from eventstream.rows import LogRow, is_skipped, without_skipped
 
 
 class Subscriber:
@@ -143,11 +143,11 @@ class Subscriber:
             [f"id: {before}{item.place}{after}\n{item.body}" for item in items]
         ).encode()
 
-    def encode_log(self, state: ChannelState, events: list[LogEvent]) -> bytes:
+    def encode_log(self, state: ChannelState, rows: list[LogRow]) -> bytes:
         """Return a page of the log for this reader; its place moves to the last event."""
-        if not events:
+        if not rows:
             return b""
-        self.places[state.name] = events[-1].eid
-        events = without_skipped(events, self.reader.user_id)
+        self.places[state.name] = rows[-1][0]
+        rows = without_skipped(rows, self.reader.user_id)
         before, after = split_position(self.position(), state.name)
-        return sse.encode_log(events, before, after).encode()
+        return sse.encode_log(rows, before, after).encode()

@@ -74,16 +74,16 @@ class ChannelState:
         if self.head > before:
             self.wake()
 
-    def prepend(self, events: list[LogEvent]) -> None:
+    def prepend(self, log: ChannelLog) -> None:
         """Put a page that was read from the log before the tail, if it fits and joins.
 
         When a thousand readers come back at once, the first one's page serves them all.
         """
         options = conf.get_options()
-        if not events or not events[0].eid <= self.start <= events[-1].eid:
+        if not log.rows or not log.rows[0][0] <= self.start <= log.rows[-1][0]:
             return
         # Consecutive: those that the tail has are the last.
-        for event in reversed(events[: self.start - events[0].eid + 1]):
+        for event in reversed(log.events[: self.start - log.rows[0][0] + 1]):
             item = TailEvent(event.eid, event)
             if (
                 len(self.tail) >= options.queue_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream.models import Cursor, Event
-from eventstream.pieces import read_log
+from eventstream.pieces import Wanted, read_piece
 from eventstream.reading import number_stale
 from eventstream.relay import relay_all
 from eventstream.storage import DjangoModelStorage, get_storage
@@ -33,17 +34,39 @@ def test_events_that_a_reader_numbered_first_still_reach_the_targets(
     assert [target.ids("orders") for target in targets.values()] == [[1], [1]]
 
 
+def test_event_numbered_while_nothing_was_found_is_no_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send_event("orders", "message", 1)
+    drain_outbox()
+    storage = get_storage()
+    original = DjangoModelStorage.current_ids
+
+    def number_then_read(self: DjangoModelStorage, *args: Any) -> Any:
+        send_event("orders", "message", 2)
+        drain_outbox()
+        return original(self, *args)
+
+    monkeypatch.setattr(DjangoModelStorage, "current_ids", number_then_read)
+    log = storage.read_after("default", "orders", 1, limit=10)
+
+    assert (log.is_reset, [event.eid for event in log.events]) == (False, [2])
+
+
 def test_page_is_read_in_several_queries_and_ends_before_what_was_pruned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     send_events(EventSpec("orders", "message", n) for n in range(10))
     drain_outbox()
-    monkeypatch.setattr("eventstream.pieces._ROWS_PER_READ", 3)
+    monkeypatch.setattr("eventstream.pieces.ROWS_PER_READ", 3)
     storage = get_storage()
 
     def read(limit: int, after: int = 0) -> tuple[list[int], int, bool]:
-        log = read_log(storage, "default", "orders", after, limit=limit)
-        return [event.eid for event in log.events], log.last_eid, log.is_reset
+        wanted = Wanted("default", "orders", after, 10, limit, 1_000_000, "", "")
+        piece = read_piece(storage, wanted, "")
+        ids = [int(number) for number in re.findall("id: ([0-9]+)", piece.text)]
+        assert piece.event_count == len(ids)
+        return ids, piece.last_eid, piece.is_reset
 
     assert read(100) == (list(range(1, 11)), 10, False)
     assert read(7, after=2) == (list(range(3, 10)), 10, False)

@@ -17,6 +17,7 @@ from eventstream.cursors import Lease
 from eventstream.deadletters import give_up
 from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
+from eventstream.positions import MAX_EVENT_ID
 from eventstream.relay import MAX_REST, Outcome, pending, relay_all, relay_partition
 from eventstream.retrying import RetryReport, retry_dead_letters
 from eventstream.rows import OutboxRow, partition_of
@@ -595,7 +596,7 @@ def test_log_is_read_page_by_page(targets: Targets) -> None:
     assert storage.read_after("default", "orders", 5, limit=2).events == []
 
 
-@pytest.mark.parametrize("eid", [6, 1])
+@pytest.mark.parametrize("eid", [6, 1, MAX_EVENT_ID])
 def test_position_outside_the_log_is_a_reset(targets: Targets, eid: int) -> None:
     send(5)
     relay_all("default")

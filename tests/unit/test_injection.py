@@ -13,7 +13,7 @@ from eventstream import sse
 from eventstream.exceptions import InvalidEventError
 from eventstream.models import EventKind
 from eventstream.positions import format_position, parse_position, quote_channel
-from eventstream.rows import LogEvent, OutboxRow
+from eventstream.rows import ChannelLog, LogEvent, OutboxRow
 from eventstream.specs import EventSpec, check_channel, is_reserved_type, make_event
 from eventstream.targets.base import Item
 from eventstream.targets.bus import event_topic, kick_topic
@@ -147,6 +147,7 @@ def test_error_that_names_channels_is_one_event(channels: list[str]) -> None:
     [
         OutboxRow(1, 1, EventKind.EVENT, "a", 1, "message", "s3cret", ""),
         LogEvent(1, "message", "s3cret", ""),
+        ChannelLog([(1, "message", "s3cret", "", 1, False)], 1, is_reset=False),
         Item("a", b"s3cret"),
         EventSpec("a", "message", "s3cret"),
     ],
