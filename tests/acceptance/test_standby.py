@@ -1,0 +1,70 @@
+"""What answers a proxy while no web process can be reached."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.support.processes import (
+    ROOT,
+    Process,
+    free_port,
+    is_listening,
+    python,
+    wait_for,
+)
+
+STANDBY = str(ROOT / "deploy/pushpin/standby.py")
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def command(port: int) -> Iterator[Process]:
+    """Give the process that has become what was to be started."""
+    with python(STANDBY, str(port), "sleep", "60") as process:
+        process.wait_until(lambda: is_listening(port), "the standby listens")
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("method", "body"), [("GET", b""), ("POST", b"x" * 3_000_000), ("OPTIONS", b"")]
+)
+def test_whatever_is_asked_is_answered_502(
+    command: Process, port: int, method: str, body: bytes
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request(method, "/events/?channel=orders", body=body)
+        response = connection.getresponse()
+
+        assert response.status == 502
+        assert b"No web process" in response.read()
+
+
+def test_it_ends_with_what_it_belongs_to(command: Process, port: int) -> None:
+    runner = psutil.Process(command.pid)
+    wait_for(lambda: runner.cmdline() == ["sleep", "60"], "it is replaced")
+    (child,) = runner.children()
+
+    runner.kill()
+
+    child.wait(10)
+    wait_for(lambda: not is_listening(port), "nobody listens")
+
+
+def test_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with python(STANDBY, str(port), "sleep", "60") as process:
+            assert process.wait(15) == 1
+            assert f"cannot listen on 127.0.0.1:{port} (Address" in process.output()
+            assert "PUSHPIN_STANDBY_PORT" in process.output()
