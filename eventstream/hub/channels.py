@@ -77,10 +77,12 @@ class Channels:
         if self._bus is not None:
             await self._bus.subscribe(event_topic(state.name))
         if not state.is_reliable:
+            state.is_live = True
             return
         state.alias = await self._log.alias_of(state.name)
         heads = await self._log.current_ids(state.alias, [state.name])
         state.head = heads[state.name]
+        state.is_live = True
         if state.wanted > state.head:
             self.fill(state, state.wanted)
 
@@ -105,11 +107,8 @@ class Channels:
         state = self._states.get(name)
         if state is None:
             return
-        if state.joined is None or not state.joined.done():
-            # The head may have been read before this event was there: joining looks.
-            state.wanted = max(state.wanted, events[-1].eid)
-            return
-        state.extend(events)
+        if state.is_live:
+            state.extend(events)
         if events[-1].eid > state.head:
             self.fill(state, events[-1].eid)
 
@@ -139,9 +138,13 @@ class Channels:
                     self.fill(state, last_eid)
 
     def fill(self, state: ChannelState, wanted: int) -> None:
-        """Read the log from the head on until it reaches an event id. Once at a time."""
+        """Read the log from the head on until it reaches an event id. Once at a time.
+
+        Joining does it for a channel that is not live: the head that it reads may be older
+        than this event, and a tail that was begun before would not end at it.
+        """
         state.wanted = max(state.wanted, wanted)
-        if state.filling is None:
+        if state.filling is None and state.is_live:
             state.filling = self._loop.create_task(self._fill_tail(state))
 
     async def filled(self, state: ChannelState) -> None:

@@ -32,7 +32,10 @@ class TailEvent:
 
 
 class ChannelState:
-    """A channel as this process knows it: a tail without gaps, ending at `head`."""
+    """A channel as this process knows it: a tail without gaps, ending at `head`.
+
+    Before it `is_live` its head is not known, and nothing is taken.
+    """
 
     def __init__(self, name: str, *, is_reliable: bool) -> None:
         self.name = name
@@ -46,6 +49,7 @@ class ChannelState:
         self.subscribers: set[Subscriber] = set()
         self.idle_since = time.monotonic()
         self.joined: asyncio.Task[None] | None = None
+        self.is_live = False
         self.filling: asyncio.Task[None] | None = None
         self.reads: dict[int, asyncio.Task[ChannelLog]] = {}
         self.beginnings: dict[str, asyncio.Task[tuple[int, str]]] = {}

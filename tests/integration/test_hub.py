@@ -358,6 +358,39 @@ async def test_best_effort_events_of_one_message_all_arrive(bus: BusTarget) -> N
     await stream.close()
 
 
+async def test_look_while_a_channel_is_joined_begins_no_tail(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tail from before would not end at the head that joining finds."""
+    await send(8)
+    await (await Stream("other").open()).close()
+    hub = get_hub()
+    is_read, may_go_on = asyncio.Event(), asyncio.Event()
+    current_ids = Log.current_ids
+
+    async def wait(log: Log, using: str, names: list[str]) -> dict[str, int]:
+        found = await current_ids(log, using, names)
+        if not is_read.is_set():
+            is_read.set()
+            await may_go_on.wait()
+        return found
+
+    monkeypatch.setattr(Log, "current_ids", wait)
+    stream = Stream("orders", orders=8)
+    opening = asyncio.create_task(stream.open())
+    await is_read.wait()
+    await send(2)
+    await hub.channels.look("default", None)
+    await asyncio.sleep(0.3)
+    may_go_on.set()
+    await opening
+
+    assert await stream.ids(2) == [9, 10]
+    state = hub.channels["orders"]
+    assert [item.place for item in state.tail] == [9, 10]
+    await stream.close()
+
+
 async def test_thousand_that_come_back_at_once_share_a_read(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:

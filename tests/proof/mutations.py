@@ -327,6 +327,11 @@ MUTATIONS = [
         "tests/integration/test_views.py::test_stream_is_held_as_it_is_while_the_database_is_away",
     ),
     Mutation(
+        "a tail is begun before its head is known", "eventstream/hub/channels.py",
+        "if state.filling is None and state.is_live:", "if state.filling is None:",
+        "tests/integration/test_hub.py::test_look_while_a_channel_is_joined_begins_no_tail",
+    ),
+    Mutation(
         "nobody answers a proxy whose web process is away", "deploy/pushpin/routes.template",
         " 127.0.0.1:$standby_port", "",
         "tests/acceptance/test_faults.py::test_no_stream_stays_behind_when_nobody_answers_its_proxy",

@@ -162,7 +162,11 @@ def _check_readers(
             seen.counts["catch-ups"] += reader.catch_ups
             seen.counts["resets"] += reader.resets
             seen.counts["deliveries"] += len(reader.ids)
-        if crowd.readers and not any(r.ids for r in crowd.readers):
+        is_awaited = any(
+            seen.heads.get(reader.name, 0) > reader.reset_from.get(0, 0)
+            for reader in crowd.readers
+        )
+        if is_awaited and not any(reader.ids for reader in crowd.readers):
             wrong.append(f"{where}: nobody received anything")
     if seen.counts["repeated by Pushpin"] > seen.counts["deliveries"] / 200:
         wrong.append("Pushpin repeated more than a rare accident of its own explains")
