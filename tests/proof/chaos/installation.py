@@ -21,7 +21,7 @@ import psycopg
 import redis
 
 from tests.support.fault_proxy import FaultProxy, Mode
-from tests.support.grip_endpoint import GripEndpoint
+from tests.support.grip_endpoint import GripEndpoint, stored_events
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import Postgres
 from tests.support.processes import Process, free_port, is_listening, python
@@ -351,11 +351,14 @@ class Installation:
         self.recorder.hang.clear()
 
     def _mute_recorder(self) -> None:
-        """Be mute until something was taken in: its target may be waiting to try again."""
+        """Be mute until something was taken in twice: its target tries again meanwhile."""
         deadline = time.monotonic() + 15
-        count = len(self.recorder.bodies)
+        count = len(self.recorder.items)
         self.recorder.is_mute = True
-        while len(self.recorder.bodies) == count and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            events = stored_events(self.recorder.items[count:])
+            if len(set(events)) < len(events):
+                break
             time.sleep(0.1)
         time.sleep(self.chance.uniform(0.5, 2))
         self.recorder.is_mute = False
