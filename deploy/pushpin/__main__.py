@@ -1,10 +1,10 @@
 """`python -m deploy.pushpin`: write the configuration and become Pushpin.
 
 Environment: GRIP_URL (its port and key are used), BACKEND (host:port of the web process,
-default 127.0.0.1:8001), PUSHPIN_PORT (7999), PUSHPIN_DIR (a short path; by default a new
-temporary folder), PUSHPIN_MAX_CONNECTIONS (5000), PUSHPIN_METRICS_PORT (none),
-PUSHPIN_STANDBY_PORT (7997, of 127.0.0.1), PUSHPIN_HOST and PUSHPIN_PUBLISH_HOST (addresses on which it serves browsers and takes
-publishes, 127.0.0.1).
+several with spaces between, default 127.0.0.1:8001), PUSHPIN_PORT (7999), PUSHPIN_DIR (a
+short path; by default a new temporary folder), PUSHPIN_MAX_CONNECTIONS (5000),
+PUSHPIN_METRICS_PORT (none), PUSHPIN_STANDBY_PORT (7997, of 127.0.0.1), PUSHPIN_HOST and
+PUSHPIN_PUBLISH_HOST (addresses on which it serves browsers and takes publishes, 127.0.0.1).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -358,13 +359,11 @@ async def test_best_effort_events_of_one_message_all_arrive(bus: BusTarget) -> N
     await stream.close()
 
 
-async def test_look_while_a_channel_is_joined_begins_no_tail(
-    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A tail from before would not end at the head that joining finds."""
-    await send(8)
-    await (await Stream("other").open()).close()
-    hub = get_hub()
+@contextlib.asynccontextmanager
+async def joining(
+    monkeypatch: pytest.MonkeyPatch, stream: Stream
+) -> AsyncIterator[None]:
+    """Open a stream; its channel's head has been read, and is not known before the end."""
     is_read, may_go_on = asyncio.Event(), asyncio.Event()
     current_ids = Log.current_ids
 
@@ -376,18 +375,43 @@ async def test_look_while_a_channel_is_joined_begins_no_tail(
         return found
 
     monkeypatch.setattr(Log, "current_ids", wait)
-    stream = Stream("orders", orders=8)
     opening = asyncio.create_task(stream.open())
     await is_read.wait()
-    await send(2)
-    await hub.channels.look("default", None)
-    await asyncio.sleep(0.3)
+    yield
     may_go_on.set()
     await opening
 
+
+async def test_look_while_a_channel_is_joined_begins_no_tail(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tail from before would not end at the head that joining finds."""
+    await send(8)
+    await (await Stream("other").open()).close()
+    channels = get_hub().channels
+    stream = Stream("orders", orders=8)
+
+    async with joining(monkeypatch, stream):
+        await send(2)
+        await channels.look("default", None)
+        await asyncio.sleep(0.3)
+
     assert await stream.ids(2) == [9, 10]
-    state = hub.channels["orders"]
-    assert [item.place for item in state.tail] == [9, 10]
+    assert [item.place for item in channels["orders"].tail] == [9, 10]
+    await stream.close()
+
+
+async def test_event_that_comes_while_a_channel_is_joined_begins_no_tail(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(3)
+    stream = Stream("orders", orders=0)
+
+    async with joining(monkeypatch, stream):
+        await publish(bus, 1)
+        await asyncio.sleep(0.3)
+
+    assert await stream.ids(3) == [1, 2, 3]
     await stream.close()
 
 

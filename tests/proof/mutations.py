@@ -332,6 +332,11 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_look_while_a_channel_is_joined_begins_no_tail",
     ),
     Mutation(
+        "an event is taken before its channel's head is known", "eventstream/hub/channels.py",
+        "        if state.is_live:\n            state.extend(events)\n", "        state.extend(events)\n",
+        "tests/integration/test_hub.py::test_event_that_comes_while_a_channel_is_joined_begins_no_tail",
+    ),
+    Mutation(
         "nobody answers a proxy whose web process is away", "deploy/pushpin/routes.template",
         " 127.0.0.1:$standby_port", "",
         "tests/acceptance/test_faults.py::test_no_stream_stays_behind_when_nobody_answers_its_proxy",
