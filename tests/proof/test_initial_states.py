@@ -131,7 +131,8 @@ def is_too_little(readers: list[Joined], written: list[str]) -> bool:
 
 
 def judge(readers: list[Joined], rows: set[str], last: int) -> None:
-    """See that nobody misses anything."""
+    """See that nobody misses anything, and that there was something to miss."""
+    assert not is_too_little(readers, list(rows))
     faults = [missing for reader in readers if (missing := reader.missing(rows))]
     assert not faults, f"{len(faults)} of {len(readers)} readers miss {faults[0]}"
     assert {reader.position for reader in readers} == {last}
