@@ -324,6 +324,7 @@ class Crowd:
                 reader.errors += 1
                 return
             is_chunked = b"transfer-encoding: chunked" in head.lower()
+            length = _content_length(head)
             parser = Parser()
             parser.last_id = reader.last_id
             while True:
@@ -332,10 +333,13 @@ class Crowd:
                     chunk = (await self._within(stream.readexactly(size + 2)))[:-2]
                     if not size:
                         return
+                elif length == 0:
+                    return  # whether the connection stays open or not
                 else:
                     chunk = await self._within(stream.read(65536))
                     if not chunk:
                         return
+                    length -= len(chunk)
                 self._take(reader, parser.feed(chunk))
         finally:
             writer.close()
@@ -368,6 +372,15 @@ class Crowd:
                     sent_at = float(message.data.strip('"'))
                     if abs(now - sent_at) < 3600:
                         reader.latencies.append(now - sent_at)
+
+
+def _content_length(head: bytes) -> int:
+    """Return the length that a response says it has, -1 if it says none."""
+    for line in head.lower().split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name == b"content-length":
+            return int(value)
+    return -1
 
 
 def numbers(messages: Iterable[Message]) -> Iterator[int]:
