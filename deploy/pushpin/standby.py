@@ -2,8 +2,9 @@
 
 Pushpin's second target, which it asks when no web process accepts a connection. It shares what
 equal streams ask at once; of those that join an ask whose connection was refused it never
-hears again, nor of any that joins later, while one that was answered is over for all. See
-docs/decisions/0014-a-standby-behind-pushpin.md.
+hears again, nor of any that joins later, while one that was answered is over for all. A
+client that opens a stream gets an empty one, after which it comes back: at a 502 an
+EventSource gives up for good. See docs/decisions/0014-a-standby-behind-pushpin.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,6 +23,12 @@ _ANSWER = (
     b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain\r\n"
     b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(_BODY), _BODY)
 )
+_EMPTY_STREAM = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"
+    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+)
+_OPENING = re.compile(rb"\r\nAccept: *text/event-stream *\r\n", re.IGNORECASE)
+"""What an EventSource sends, and Pushpin does not when it asks a stream's next link."""
 _PATIENCE = 10.0
 
 
@@ -63,8 +71,8 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
     ):
         async with asyncio.timeout(_PATIENCE):
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(_ANSWER)
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(_EMPTY_STREAM if _OPENING.search(head) else _ANSWER)
             # A connection that is closed with a body unread is reset, and the answer lost.
             while await reader.read(65536):
                 pass

@@ -33,6 +33,16 @@ OPEN = """([url, options]) => {
     stream.addEventListener(kind, (e) => kinds.push([kind, e.channels, e.condition ?? null]));
 }"""
 
+PLAIN = """([url]) => {
+  window.seen ??= []; window.opened ??= []; window.failures ??= [];
+  const source = new EventSource(url);
+  const number = seen.push([]) - 1;
+  opened[number] = false; failures[number] = 0;
+  source.addEventListener("message", (e) => seen[number].push(e.lastEventId.split(",").at(-1)));
+  source.addEventListener("stream-open", () => (opened[number] = true));
+  source.addEventListener("error", () => (failures[number] += 1));
+}"""
+
 # Of this page's locks one has a name known to nobody else; it tells the page's client id.
 IS_LEADING = """() => navigator.locks.request("mine", async () => {
   const { held } = await navigator.locks.query();
@@ -263,6 +273,29 @@ def test_server_that_is_killed_and_restarted_costs_no_event(
 
     assert tab.until_seen(5) == [1, 2, 3, 4, 5]
     tab.until("live")
+
+
+def test_plain_event_source_that_opens_while_servers_are_away_comes_back(
+    stack: Stack, context: BrowserContext
+) -> None:
+    page = context.new_page()
+    page.goto(f"{stack.url}/blank/")
+    assert stack.web
+    stack.web.kill()
+    page.evaluate(PLAIN, ["/events/?channel=away"])  # Pushpin is still there
+    page.wait_for_function("failures[0] >= 1", timeout=20_000)
+    if stack.pushpin:
+        stack.pushpin.process.kill()
+        page.evaluate(PLAIN, ["/events/?channel=away"])
+        page.wait_for_function("failures[1] >= 1", timeout=20_000)
+        stack.pushpin.start()
+    stack.start_web()
+
+    page.wait_for_function("opened.every((is) => is)", timeout=45_000)
+    stack.send("away", 2)
+    page.wait_for_function(
+        "seen.every((ids) => ids.join() === 'away:1,away:2')", timeout=20_000
+    )
 
 
 def test_connection_that_falls_silent_is_noticed(

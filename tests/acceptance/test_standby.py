@@ -50,6 +50,25 @@ def test_whatever_is_asked_is_answered_502(
         assert b"No web process" in response.read()
 
 
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [("text/event-stream", 200), ("*/*", 502), ("text/html, */*;q=0.8", 502)],
+)
+def test_stream_that_opens_is_answered_by_an_empty_one(
+    command: Process, port: int, accept: str, status: int
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", "/events/?channel=orders", headers={"accept": accept})
+        response = connection.getresponse()
+
+        assert response.status == status
+        if status == 200:
+            assert response.headers["Content-Type"] == "text/event-stream"
+            assert response.headers["Cache-Control"] == "no-store"
+            assert response.read() == b""
+
+
 def test_it_ends_with_what_it_belongs_to(command: Process, port: int) -> None:
     runner = psutil.Process(command.pid)
     wait_for(lambda: runner.cmdline() == ["sleep", "60"], "it is replaced")

@@ -342,6 +342,11 @@ MUTATIONS = [
         "tests/acceptance/test_faults.py::test_no_stream_stays_behind_when_nobody_answers_its_proxy",
     ),
     Mutation(
+        "who opens a stream gets 502 while no web process is there", "deploy/pushpin/standby.py",
+        "_EMPTY_STREAM if _OPENING.search(head) else _ANSWER", "_ANSWER",
+        "tests/acceptance/test_standby.py",
+    ),
+    Mutation(
         "a coroutine is taken for a permission", "eventstream/channelmanager.py",
         "if not any(inspect.isawaitable(answer) for answer in answers):", "if True:",
         "tests/unit/test_channelmanager.py::test_manager_may_be_async",
