@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator
 from operator import itemgetter
 from typing import Any
 
@@ -33,13 +34,13 @@ from eventstream.rows import (
 )
 from eventstream.statements import FIRST_KICK
 
-_ROW_COLUMNS = OutboxRow._fields[:-2]
+ROW_COLUMNS = OutboxRow._fields[:-2]
 _ROW = slice(len(OutboxRow._fields))
 _NO_END = 2**63 - 1
 
 # With what the relay has to look at besides, though there hardly ever is any.
 _READ = f"""
-SELECT {", ".join(_ROW_COLUMNS)}, '', {{age}},
+SELECT {", ".join(ROW_COLUMNS)}, '', {{age}},
   ({FIRST_KICK}) IS NOT NULL,
   EXISTS (
     SELECT 1 FROM {{letter}} WHERE partition = %(partition)s
@@ -49,7 +50,7 @@ FROM {{event}} WHERE partition = %(partition)s
   AND position > %(after)s AND position <= %(up_to)s
 ORDER BY position LIMIT %(limit)s
 """  # noqa: S608  names of columns
-_AGE_POSTGRESQL = "date_part('epoch', statement_timestamp() - created)"
+AGE_POSTGRESQL = "date_part('epoch', statement_timestamp() - created)"
 _AGE_SQLITE = "(julianday('now') - julianday(created)) * 86400.0"
 
 _READ_AFTER = f"""
@@ -91,13 +92,14 @@ class Log:
         statement = _READ.format(
             event=table_name(using, Event),
             letter=table_name(using, DeadLetter),
-            age=_AGE_SQLITE if is_sqlite else _AGE_POSTGRESQL,
+            age=_AGE_SQLITE if is_sqlite else AGE_POSTGRESQL,
         )
         values: dict[str, int | str] = {
             "partition": partition, "after": after, "limit": limit, "target": target,
             "kicks_above": 0,
         }  # fmt: skip
         found: list[Any] = []
+        read_at = time.monotonic()
         with connections[using].cursor() as cursor:
             # As many positions as rows are wanted: PostgreSQL may expect few rows above
             # the first, and then reads and sorts all of a backlog for its beginning.
@@ -108,11 +110,11 @@ class Log:
                 if found:
                     break
         if not found:
-            return Batch([], has_letters=False, has_kicks=False)
+            return Batch([], has_letters=False, has_kicks=False, read_at=read_at)
         *_, has_kicks, has_letters = found[0]
-        rows = list(map(OutboxRow._make, map(itemgetter(_ROW), found)))
+        rows = make_rows(found)
         rows = self._mark(using, partition, rows) if has_kicks else rows
-        return Batch(rows, bool(has_letters), bool(has_kicks))
+        return Batch(rows, bool(has_letters), bool(has_kicks), read_at)
 
     def read_newest(
         self, using: str, partition: int, *, after: int, up_to: int
@@ -128,7 +130,7 @@ class Log:
         found = wanted.annotate(age=age).order_by("position")
         newest_rows = [
             OutboxRow._make((*row, "", age.total_seconds()))
-            for *row, age in found.values_list(*_ROW_COLUMNS, "age")
+            for *row, age in found.values_list(*ROW_COLUMNS, "age")
         ]
         return self._mark(using, partition, newest_rows)
 
@@ -165,7 +167,7 @@ class Log:
     def read_row(self, using: str, event_id: int) -> OutboxRow | None:
         """Return the numbered row with this primary key; None if there is none."""
         rows = Event.objects.using(using).filter(pk=event_id, position__isnull=False)
-        values = rows.values_list("partition", *_ROW_COLUMNS).first()
+        values = rows.values_list("partition", *ROW_COLUMNS).first()
         if values is None:
             return None
         return self._mark(using, values[0], [OutboxRow(*values[1:])])[0]
@@ -331,6 +333,11 @@ class Log:
             if mark < heads.get(partition, 0)
         }
         return count + sum(rows.filter(where).count() for where in _above(behind))
+
+
+def make_rows(found: Iterable[tuple[Any, ...]]) -> list[OutboxRow]:
+    """Make objects of what was read: a row's columns, and whatever follows them."""
+    return list(map(OutboxRow._make, map(itemgetter(_ROW), found)))
 
 
 def _above(positions: dict[int, int]) -> Iterator[Q]:

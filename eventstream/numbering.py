@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
 
 from django.db import connections, transaction
 from django.db.models import F
 
 from eventstream import conf
-from eventstream.log import Log, database_now, table_name
+from eventstream.log import (
+    AGE_POSTGRESQL,
+    ROW_COLUMNS,
+    Log,
+    database_now,
+    make_rows,
+    table_name,
+)
 from eventstream.models import Channel, DeadLetter, Event, Partition
-from eventstream.rows import LogEntry, partition_of
+from eventstream.rows import Batch, LogEntry, partition_of
 from eventstream.signals import events_numbered
-from eventstream.statements import FIRST_UNNUMBERED
+from eventstream.statements import FIRST_KICK
 
 MAX_BATCH = 10_000
 RESET_STEP = 1_000_000_000
@@ -21,24 +31,22 @@ RESET_STEP = 1_000_000_000
 # One statement and one transaction, so that a batch costs one round trip: channels of the
 # batch get their ids by one upsert, events their place by window functions. A kick counts
 # as a position only. The statement sees the rows as they were when it began, and may then
-# have waited for the lock while another numbered them: `current` is empty then, as the
-# row that is locked is not the one that was seen, and nothing is done. That a place is
-# within the limit is said for the planner: it expects fewer rows, and finds each by its id.
+# have waited for the partition's while another numbered them: `current` is empty then, as
+# that row is no longer the one that was seen, and nothing is done. That a place is within
+# the limit is said for the planner: it expects fewer rows, and finds each by its id.
 # Expecting a thousand it reads all of a table that has less than some 200,000.
 _NUMBER_POSTGRESQL = """
-WITH new AS ({first_unnumbered}), seen AS (
+WITH seen AS (
   SELECT last_position, start_eid FROM {partition} WHERE number = %(partition)s
-), locked AS (
-  SELECT last_position, start_eid FROM {partition}
-  WHERE number = %(partition)s AND EXISTS (SELECT 1 FROM new) FOR NO KEY UPDATE
-), current AS (
-  SELECT l.last_position, l.start_eid FROM locked l
-  JOIN seen s ON s.last_position = l.last_position AND s.start_eid = l.start_eid
 ), batch AS (
   SELECT id, channel, kind FROM {event}
   WHERE partition BETWEEN %(partition)s AND %(partition)s AND position IS NULL
-    AND EXISTS (SELECT 1 FROM current)
   ORDER BY partition, id LIMIT %(limit)s
+), current AS (
+  UPDATE {partition} p SET last_position = p.last_position + (SELECT count(*) FROM batch)
+  FROM seen s WHERE p.number = %(partition)s AND EXISTS (SELECT 1 FROM batch)
+    AND p.last_position = s.last_position AND p.start_eid = s.start_eid
+  RETURNING s.last_position, s.start_eid
 ), grouped AS (
   SELECT channel, count(*) FILTER (WHERE kind = 0) AS event_count
   FROM batch GROUP BY channel
@@ -59,14 +67,21 @@ WITH new AS ({first_unnumbered}), seen AS (
 ), moved AS (
   UPDATE {event} e SET position = current.last_position + n.place, eid = n.eid
   FROM numbered n, current
-  WHERE e.id = n.id AND n.place - 1 BETWEEN 0 AND %(limit)s RETURNING 1
-), headed AS (
-  UPDATE {partition} p SET last_position = p.last_position + (SELECT count(*) FROM batch)
-  FROM current WHERE p.number = %(partition)s
+  WHERE e.id = n.id AND n.place - 1 BETWEEN 0 AND %(limit)s RETURNING {row}
 )
-SELECT EXISTS (SELECT 1 FROM new), EXISTS (SELECT 1 FROM seen),
-  EXISTS (SELECT 1 FROM current), (SELECT count(*) FROM moved)
 """
+_HOW_IT_WENT = """,
+  EXISTS (SELECT 1 FROM batch), EXISTS (SELECT 1 FROM seen),
+  (SELECT last_position FROM current)
+"""
+_ROW = ", ".join([*(f"e.{name}" for name in ROW_COLUMNS), "''", AGE_POSTGRESQL])
+_COUNT = f"""{_NUMBER_POSTGRESQL.replace("{row}", "1")}
+SELECT (SELECT count(*) FROM moved) {_HOW_IT_WENT}
+"""  # noqa: S608  statements of our own
+_RETURN = f"""{_NUMBER_POSTGRESQL.replace("{row}", _ROW)}
+SELECT m.*, EXISTS (SELECT 1 FROM batch WHERE kind = 1) OR ({FIRST_KICK}) IS NOT NULL
+{_HOW_IT_WENT} FROM (SELECT 1) AS one LEFT JOIN moved m ON true
+"""  # noqa: S608
 
 # SQLite takes no INSERT inside WITH: the same in two statements, under its one writer.
 _UPSERT_SQLITE = """
@@ -122,23 +137,67 @@ class Numbering(Log):
             raise ValueError(f"limit must be 1 to {MAX_BATCH}, not {limit}")
         count = self._number(using, partition, limit)
         if count:
-            events_numbered.send_robust(
-                type(self), using=using, partition=partition, event_count=count
-            )
+            self._tell(using, partition, count)
         return count
+
+    def _tell(self, using: str, partition: int, count: int) -> None:
+        events_numbered.send_robust(
+            type(self), using=using, partition=partition, event_count=count
+        )
 
     def _number(self, using: str, partition: int, limit: int) -> int:
         """Do so. That there is nothing is the usual answer, and takes no lock."""
         if connections[using].vendor == "sqlite":
             return self._number_sqlite(using, partition, limit)
-        values = {"partition": partition, "limit": limit}
-        statement = _NUMBER_POSTGRESQL.format(**_names(using))
+        found = self._number_postgresql(using, partition, limit, _COUNT)
+        return int(found[0][0])
+
+    def number_and_read(
+        self, using: str, partition: int, *, after: int, limit: int, target: str
+    ) -> Batch:
+        """Number a batch, and return the numbered rows above a position, in order.
+
+        Where these are those, as for a relay that keeps up, PostgreSQL returns them from
+        the statement that numbers.
+
+        Args:
+            using: Database alias.
+            partition: Its number.
+            after: The last position that the target has.
+            limit: Most rows to number, and to return.
+            target: Its name: what was given up for it is to be known.
+        """
+        if connections[using].vendor == "sqlite":
+            self.number_batch(using, partition, limit=limit)
+            return self.read_batch(
+                using, partition, after=after, limit=limit, target=target
+            )
+        read_at = time.monotonic()
+        found = self._number_postgresql(using, partition, limit, _RETURN)
+        first, *_, has_kicks, _, _, base = found[0]
+        if first is not None:
+            self._tell(using, partition, len(found))
+        if first is None or base != after:
+            return self.read_batch(
+                using, partition, after=after, limit=limit, target=target
+            )
+        rows = sorted(make_rows(found), key=attrgetter("position"))
+        rows = self._mark(using, partition, rows) if has_kicks else rows
+        # What has just been numbered cannot have been given up.
+        return Batch(rows, has_letters=False, has_kicks=has_kicks, read_at=read_at)
+
+    def _number_postgresql(
+        self, using: str, partition: int, limit: int, statement: str
+    ) -> list[tuple[Any, ...]]:
+        """Execute one of the two until nobody was quicker, and return its rows."""
+        values = {"partition": partition, "limit": limit, "kicks_above": 0}
         while True:
             with connections[using].cursor() as cursor:
-                cursor.execute(statement, values)
-                is_new, is_known, is_current, count = cursor.fetchone()
-            if is_current or not is_new:
-                return int(count)
+                cursor.execute(statement.format(**_names(using)), values)
+                found: list[tuple[Any, ...]] = cursor.fetchall()
+            *_, is_new, is_known, base = found[0]
+            if base is not None or not is_new:
+                return found
             if not is_known:
                 self._create_partition(using, partition)
 
@@ -281,11 +340,9 @@ class Numbering(Log):
 
 
 def _names(using: str) -> dict[str, str]:
-    """Return the tables' names, as statements write them, and what statements share."""
-    event = table_name(using, Event)
+    """Return the tables' names, as statements write them."""
     return {
-        "event": event,
+        "event": table_name(using, Event),
         "channel": table_name(using, Channel),
         "partition": table_name(using, Partition),
-        "first_unnumbered": FIRST_UNNUMBERED.format(event=event),
     }

@@ -258,11 +258,7 @@ class _Relay:
         is_steady = False
         while True:
             began = time.monotonic()
-            self._storage.number_batch(
-                self._using, self._partition, limit=options.batch_size
-            )
-            self._read_at = time.monotonic()
-            rows, has_letters, has_kicks = self._storage.read_batch(
+            rows, has_letters, has_kicks, self._read_at = self._storage.number_and_read(
                 self._using,
                 self._partition,
                 after=watermark,

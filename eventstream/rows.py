@@ -41,11 +41,13 @@ class Batch(NamedTuple):
         rows: In order.
         has_letters: Some of them may be dead letters of the target: given up already.
         has_kicks: Some of them may say who was kicked before.
+        read_at: When they were read, by time.monotonic().
     """
 
     rows: list[OutboxRow]
     has_letters: bool
     has_kicks: bool
+    read_at: float
 
 
 class LogEvent(NamedTuple):

@@ -137,6 +137,57 @@ def test_concurrent_senders_and_numberers_leave_no_hole() -> None:
     assert len(sent) == 12
 
 
+def send_kick(user_id: str, channel: str) -> None:
+    row = Event(kind=EventKind.KICK, partition=0, channel=channel, type="kick", data=user_id)  # fmt: skip
+    get_storage().append("default", [row])
+
+
+def send_to(channel: str) -> None:
+    row = Event(partition=0, channel=channel, type="message", data="1")
+    get_storage().append("default", [row])
+
+
+def fill(what: str) -> None:
+    """Write nothing, an event each to two channels, kicks and an event, or more than a batch."""
+    if what != "nothing":
+        send_to("orders")
+        send_to("chat")
+    if what == "kicks":
+        send_kick("7", "orders")
+        send_kick("8", "chat")
+        send_to("orders")
+    if what == "many":
+        for _ in range(7):
+            send_to("orders")
+
+
+@pytest.mark.parametrize("before", ["nothing", "events", "kicks"])
+@pytest.mark.parametrize("then", ["nothing", "events", "kicks", "many"])
+@pytest.mark.parametrize("behind", [0, 1])
+def test_what_is_numbered_and_read_at_once_is_what_is_read_afterwards(
+    before: str, then: str, behind: int
+) -> None:
+    storage = get_storage()
+    fill(before)
+    storage.number_all("default", 0)
+    after = max(0, storage.last_position("default", 0) - behind)
+    fill(then)
+
+    found = storage.number_and_read("default", 0, after=after, limit=6, target="a")
+
+    again = storage.read_batch("default", 0, after=after, limit=6, target="a")
+    assert [r._replace(age=0) for r in found.rows] == [
+        r._replace(age=0) for r in again.rows
+    ]
+    assert [r.position for r in found.rows] == list(
+        range(after + 1, after + 1 + len(found.rows))
+    )
+    assert all(0 <= row.age < 60 for row in found.rows)
+    assert found.has_kicks == again.has_kicks
+    storage.number_all("default", 0)
+    assert_consistent()
+
+
 def test_first_event_after_a_kick_names_the_kicked_and_no_other() -> None:
     partition = partition_of("orders")
 

@@ -101,6 +101,13 @@ def number() -> None:
     assert get_storage().number_batch("default", BUSY, limit=10) == 10
 
 
+def number_and_read() -> None:
+    found = get_storage().number_and_read(
+        "default", OTHER, after=HEAD, limit=10, target="a"
+    )
+    assert len(found.rows) == 10
+
+
 def look() -> None:
     lease = Lease(get_storage(), "default", BUSY, "a")
     assert lease.take(force=False)
@@ -129,7 +136,7 @@ def show() -> None:
 
 
 @pytest.mark.usefixtures("log")
-@pytest.mark.parametrize("do", [number, look, confirm, sweep, show])
+@pytest.mark.parametrize("do", [number, number_and_read, look, confirm, sweep, show])
 def test_work_does_not_grow_with_what_is_confirmed(do: Callable[[], None]) -> None:
     with Work() as work:
         do()

@@ -56,9 +56,9 @@ POINTS = {
     "sender, committed, nobody woken": Point("send", "eventstream.api", "_wake", False),
     "relay, before the lease": Point("relay", _CURSORS, "Lease.take", False),
     "relay, leased": Point("relay", _CURSORS, "Lease.take", True),
-    "relay, ids given": Point("relay", _STORAGE, "DjangoModelStorage._number", True),
+    "relay, ids given": Point("relay", _STORAGE, "DjangoModelStorage._tell", False),
     "relay, ids committed": Point(
-        "relay", _STORAGE, "DjangoModelStorage.number_batch", True
+        "relay", _STORAGE, "DjangoModelStorage.number_and_read", True
     ),
     "relay, about to publish": Point("relay", _RELAY, "_Relay._publish", False),
     "relay, published, not confirmed": Point("relay", _RELAY, "_Relay._publish", True),

@@ -159,12 +159,22 @@ MUTATIONS = [
     ),
     Mutation(
         "what has waited for the numbering lock numbers what it saw before", "eventstream/numbering.py",
-        "ON s.last_position = l.last_position AND s.start_eid = l.start_eid", "ON true",
+        "    AND p.last_position = s.last_position AND p.start_eid = s.start_eid\n", "",
         f"{NUMBERING}::test_numbering_that_waited_for_another_numbers_nothing_twice", True,
     ),
     Mutation(
+        "what is numbered is taken for all that a target has not got", "eventstream/numbering.py",
+        "if first is None or base != after:", "if first is None:",
+        f"{NUMBERING}::test_what_is_numbered_and_read_at_once_is_what_is_read_afterwards", True,
+    ),
+    Mutation(
+        "a kick that is numbered with an event is not seen by it", "eventstream/numbering.py",
+        "EXISTS (SELECT 1 FROM batch WHERE kind = 1) OR ", "",
+        f"{NUMBERING}::test_what_is_numbered_and_read_at_once_is_what_is_read_afterwards", True,
+    ),
+    Mutation(
         "what waits is looked for along the primary key", "eventstream/numbering.py",
-        "ORDER BY partition, id LIMIT %(limit)s\n), grouped", "ORDER BY id LIMIT %(limit)s\n), grouped",
+        "ORDER BY partition, id LIMIT %(limit)s\n), current", "ORDER BY id LIMIT %(limit)s\n), current",
         "tests/integration/test_plans.py", True,
     ),
     Mutation(

@@ -79,7 +79,7 @@ def death_after(owner: Any, name: str) -> Iterator[None]:
 
 DEATHS = {
     "leased": (Lease, "take"),
-    "numbered": (DjangoModelStorage, "number_batch"),
+    "numbered": (DjangoModelStorage, "number_and_read"),
     "published": (relay_module._Relay, "_publish"),
     "confirmed": (Lease, "confirm"),
 }
