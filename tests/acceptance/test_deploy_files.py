@@ -288,3 +288,12 @@ def test_stream_through_caddy_is_not_buffered(stack: Stack, tmp_path: Path) -> N
         for path in ("next/x/", "health/ready"):
             with Stream(url + path) as answer:
                 assert answer.status == 404
+        stack.pushpin.process.kill()
+        with Stream(f"{url}?channel=caddy") as stream:
+            assert stream.status == 200
+            assert stream.headers["Content-Type"] == "text/event-stream"
+            with pytest.raises(EOFError):
+                stream.next(timeout=5)
+        with Stream(f"{url}?channel=caddy", headers={"Accept": "*/*"}) as answer:
+            assert answer.status == 502
+        stack.pushpin.start()
