@@ -260,3 +260,23 @@ def test_numbering_that_waited_for_another_numbers_nothing_twice() -> None:
     assert is_waiting
     assert sorted(counts) == [0, 3]
     assert_consistent()
+
+
+def test_numbering_that_waited_for_who_changed_no_position_numbers_all() -> None:
+    send_event("orders", "message", 0)
+    number_everything()
+    for n in range(3):
+        send_event("orders", "message", n)
+    partition = partition_of("orders")
+    counts: list[int] = []
+    second = numbering_into(counts)
+    with transaction.atomic():
+        Partition.objects.filter(number=partition).update(number=partition)
+        second.start()
+        second.join(0.5)
+        is_waiting = second.is_alive()
+    second.join()
+
+    assert is_waiting
+    assert counts == [3]
+    assert_consistent()
