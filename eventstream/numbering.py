@@ -70,17 +70,19 @@ WITH seen AS (
   WHERE e.id = n.id AND n.place - 1 BETWEEN 0 AND %(limit)s RETURNING {row}
 )
 """
-_HOW_IT_WENT = """,
-  EXISTS (SELECT 1 FROM batch), EXISTS (SELECT 1 FROM seen),
-  (SELECT last_position FROM current)
+_HOW_IT_WENT = """
+  (SELECT count(*) FROM moved), EXISTS (SELECT 1 FROM batch),
+  EXISTS (SELECT 1 FROM seen), (SELECT last_position FROM current)
 """
 _ROW = ", ".join([*(f"e.{name}" for name in ROW_COLUMNS), "''", AGE_POSTGRESQL])
 _COUNT = f"""{_NUMBER_POSTGRESQL.replace("{row}", "1")}
-SELECT (SELECT count(*) FROM moved) {_HOW_IT_WENT}
-"""  # noqa: S608  statements of our own
+SELECT {_HOW_IT_WENT}
+"""
+# The rows only if they are what follows: a relay that is behind has no use for them.
 _RETURN = f"""{_NUMBER_POSTGRESQL.replace("{row}", _ROW)}
-SELECT m.*, EXISTS (SELECT 1 FROM batch WHERE kind = 1) OR ({FIRST_KICK}) IS NOT NULL
-{_HOW_IT_WENT} FROM (SELECT 1) AS one LEFT JOIN moved m ON true
+SELECT m.*, EXISTS (SELECT 1 FROM batch WHERE kind = 1) OR ({FIRST_KICK}) IS NOT NULL,
+{_HOW_IT_WENT} FROM (SELECT 1) AS one
+LEFT JOIN moved m ON (SELECT last_position FROM current) = %(after)s
 """  # noqa: S608
 
 # SQLite takes no INSERT inside WITH: the same in two statements, under its one writer.
@@ -149,8 +151,9 @@ class Numbering(Log):
         """Do so. That there is nothing is the usual answer, and takes no lock."""
         if connections[using].vendor == "sqlite":
             return self._number_sqlite(using, partition, limit)
-        found = self._number_postgresql(using, partition, limit, _COUNT)
-        return int(found[0][0])
+        values = {"partition": partition, "limit": limit}
+        count, *_ = self._number_postgresql(using, _COUNT, values)[0]
+        return int(count)
 
     def number_and_read(
         self, using: str, partition: int, *, after: int, limit: int, target: str
@@ -173,11 +176,14 @@ class Numbering(Log):
                 using, partition, after=after, limit=limit, target=target
             )
         read_at = time.monotonic()
-        found = self._number_postgresql(using, partition, limit, _RETURN)
-        first, *_, has_kicks, _, _, base = found[0]
-        if first is not None:
-            self._tell(using, partition, len(found))
-        if first is None or base != after:
+        values = {
+            "partition": partition, "limit": limit, "after": after, "kicks_above": 0,
+        }  # fmt: skip
+        found = self._number_postgresql(using, _RETURN, values)
+        first, *_, has_kicks, count, _, _, _ = found[0]
+        if count:
+            self._tell(using, partition, count)
+        if first is None:
             return self.read_batch(
                 using, partition, after=after, limit=limit, target=target
             )
@@ -187,10 +193,9 @@ class Numbering(Log):
         return Batch(rows, has_letters=False, has_kicks=has_kicks, read_at=read_at)
 
     def _number_postgresql(
-        self, using: str, partition: int, limit: int, statement: str
+        self, using: str, statement: str, values: dict[str, int]
     ) -> list[tuple[Any, ...]]:
         """Execute one of the two until nobody was quicker, and return its rows."""
-        values = {"partition": partition, "limit": limit, "kicks_above": 0}
         while True:
             with connections[using].cursor() as cursor:
                 cursor.execute(statement.format(**_names(using)), values)
@@ -199,7 +204,7 @@ class Numbering(Log):
             if base is not None or not is_new:
                 return found
             if not is_known:
-                self._create_partition(using, partition)
+                self._create_partition(using, values["partition"])
 
     def _number_sqlite(self, using: str, partition: int, limit: int) -> int:
         unnumbered = Event.objects.using(using).filter(
