@@ -135,25 +135,20 @@ class Numbering(Log):
         Raises:
             ValueError: The limit is out of range.
         """
-        if not 1 <= limit <= MAX_BATCH:
-            raise ValueError(f"limit must be 1 to {MAX_BATCH}, not {limit}")
-        count = self._number(using, partition, limit)
-        if count:
-            self._tell(using, partition, count)
+        check_limit(limit)
+        if connections[using].vendor == "sqlite":
+            count = self._number_sqlite(using, partition, limit)
+        else:
+            values = {"partition": partition, "limit": limit}
+            count, *_ = self._number_postgresql(using, _COUNT, values)[0]
+        self._tell(using, partition, count)
         return count
 
     def _tell(self, using: str, partition: int, count: int) -> None:
-        events_numbered.send_robust(
-            type(self), using=using, partition=partition, event_count=count
-        )
-
-    def _number(self, using: str, partition: int, limit: int) -> int:
-        """Do so. That there is nothing is the usual answer, and takes no lock."""
-        if connections[using].vendor == "sqlite":
-            return self._number_sqlite(using, partition, limit)
-        values = {"partition": partition, "limit": limit}
-        count, *_ = self._number_postgresql(using, _COUNT, values)[0]
-        return int(count)
+        if count:
+            events_numbered.send_robust(
+                type(self), using=using, partition=partition, event_count=count
+            )
 
     def number_and_read(
         self, using: str, partition: int, *, after: int, limit: int, target: str
@@ -169,24 +164,34 @@ class Numbering(Log):
             after: The last position that the target has.
             limit: Most rows to number, and to return.
             target: Its name: what was given up for it is to be known.
+
+        Raises:
+            ValueError: The limit is out of range.
         """
         if connections[using].vendor == "sqlite":
             self.number_batch(using, partition, limit=limit)
-            return self.read_batch(
-                using, partition, after=after, limit=limit, target=target
-            )
+            found = None
+        else:
+            found = self._number_returning(using, partition, after, limit)
+        return found or self.read_batch(
+            using, partition, after=after, limit=limit, target=target
+        )
+
+    def _number_returning(
+        self, using: str, partition: int, after: int, limit: int
+    ) -> Batch | None:
+        """Number a batch, and return it if it is what follows a position."""
+        check_limit(limit)
         read_at = time.monotonic()
         values = {
             "partition": partition, "limit": limit, "after": after, "kicks_above": 0,
         }  # fmt: skip
         found = self._number_postgresql(using, _RETURN, values)
         first, *_, has_kicks, count, _, _, _ = found[0]
-        if count:
-            self._tell(using, partition, count)
+        self._tell(using, partition, count)
         if first is None:
-            return self.read_batch(
-                using, partition, after=after, limit=limit, target=target
-            )
+            return None
+        # In whatever order PostgreSQL came across them.
         rows = sorted(make_rows(found), key=attrgetter("position"))
         rows = self._mark(using, partition, rows) if has_kicks else rows
         # What has just been numbered cannot have been given up.
@@ -195,7 +200,10 @@ class Numbering(Log):
     def _number_postgresql(
         self, using: str, statement: str, values: dict[str, int]
     ) -> list[tuple[Any, ...]]:
-        """Execute one of the two until nobody was quicker, and return its rows."""
+        """Execute one of the two until nobody was quicker, and return its rows.
+
+        That there is nothing is the usual answer, and takes no lock.
+        """
         while True:
             with connections[using].cursor() as cursor:
                 cursor.execute(statement.format(**_names(using)), values)
@@ -342,6 +350,12 @@ class Numbering(Log):
             head = base + len(entries)
             rows.update(last_position=head)
             return base, head
+
+
+def check_limit(limit: int) -> None:
+    """Raise ValueError for a batch of none, or of too many."""
+    if not 1 <= limit <= MAX_BATCH:
+        raise ValueError(f"limit must be 1 to {MAX_BATCH}, not {limit}")
 
 
 def _names(using: str) -> dict[str, str]:

@@ -27,8 +27,9 @@ _EMPTY_STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"
     b"Content-Length: 0\r\nConnection: close\r\n\r\n"
 )
-_OPENING = re.compile(rb"\r\nAccept: *text/event-stream *\r\n", re.IGNORECASE)
-"""What an EventSource sends, and Pushpin does not when it asks a stream's next link."""
+_OPENING = re.compile(rb"GET .*\r\nAccept: *text/event-stream *\r\n", re.I | re.S)
+"""What an EventSource sends, and Pushpin does not when it asks a stream's next link. Not a
+POST, whose sender would take 200 for done."""
 _PATIENCE = 10.0
 
 
@@ -72,7 +73,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     ):
         async with asyncio.timeout(_PATIENCE):
             head = await reader.readuntil(b"\r\n\r\n")
-            writer.write(_EMPTY_STREAM if _OPENING.search(head) else _ANSWER)
+            writer.write(_EMPTY_STREAM if _OPENING.match(head) else _ANSWER)
             # A connection that is closed with a body unread is reset, and the answer lost.
             while await reader.read(65536):
                 pass

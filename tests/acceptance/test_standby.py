@@ -51,15 +51,22 @@ def test_whatever_is_asked_is_answered_502(
 
 
 @pytest.mark.parametrize(
-    ("accept", "status"),
-    [("text/event-stream", 200), ("*/*", 502), ("text/html, */*;q=0.8", 502)],
+    ("method", "accept", "status"),
+    [
+        ("GET", "text/event-stream", 200),
+        ("GET", "*/*", 502),
+        ("GET", "text/html, */*;q=0.8", 502),
+        ("POST", "text/event-stream", 502),  # it would be taken for done
+    ],
 )
 def test_stream_that_opens_is_answered_by_an_empty_one(
-    command: Process, port: int, accept: str, status: int
+    command: Process, port: int, method: str, accept: str, status: int
 ) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with contextlib.closing(connection):
-        connection.request("GET", "/events/?channel=orders", headers={"accept": accept})
+        connection.request(
+            method, "/events/?channel=orders", headers={"accept": accept}
+        )
         response = connection.getresponse()
 
         assert response.status == status

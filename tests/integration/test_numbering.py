@@ -280,3 +280,43 @@ def test_numbering_that_waited_for_who_changed_no_position_numbers_all() -> None
     assert is_waiting
     assert counts == [3]
     assert_consistent()
+
+
+def test_numbering_with_nothing_to_do_waits_for_nobody() -> None:
+    send_event("orders", "message", 0)
+    number_everything()
+    partition = partition_of("orders")
+    counts: list[int] = []
+    second = numbering_into(counts)
+    with transaction.atomic():
+        rows = Partition.objects.filter(number=partition)
+        if connections["default"].vendor == "postgresql":
+            rows.update(number=partition)
+        second.start()
+        second.join(10)
+        is_waiting = second.is_alive()
+    second.join()
+
+    assert not is_waiting
+    assert counts == [0]
+
+
+def test_rows_are_in_order_however_they_were_found() -> None:
+    for _ in range(20):
+        send_to("orders")
+    rows = Event.objects.order_by("pk")
+    # Their places in the table are another order from now on.
+    for pk in list(rows.values_list("pk", flat=True))[::3]:
+        Event.objects.filter(pk=pk).update(data="2")
+    connection = connections["default"]
+    ways = ("nestloop", "mergejoin", "indexscan", "indexonlyscan", "bitmapscan")
+    with transaction.atomic(), connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            for way in ways:
+                cursor.execute(f"SET LOCAL enable_{way} TO off")
+        found = get_storage().number_and_read(
+            "default", 0, after=0, limit=100, target="a"
+        )
+
+    assert [row.position for row in found.rows] == list(range(1, 21))
+    assert [row.eid for row in found.rows] == list(range(1, 21))

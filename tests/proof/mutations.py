@@ -168,6 +168,11 @@ MUTATIONS = [
         f"{NUMBERING}::test_what_is_numbered_and_read_at_once_is_what_is_read_afterwards", True,
     ),
     Mutation(
+        "what is numbered is published in the order in which it was found", "eventstream/numbering.py",
+        'sorted(make_rows(found), key=attrgetter("position"))', "make_rows(found)",
+        f"{NUMBERING}::test_rows_are_in_order_however_they_were_found", True,
+    ),
+    Mutation(
         "a kick that is numbered with an event is not seen by it", "eventstream/numbering.py",
         "EXISTS (SELECT 1 FROM batch WHERE kind = 1) OR ", "",
         f"{NUMBERING}::test_what_is_numbered_and_read_at_once_is_what_is_read_afterwards", True,
@@ -353,7 +358,7 @@ MUTATIONS = [
     ),
     Mutation(
         "who opens a stream gets 502 while no web process is there", "deploy/pushpin/standby.py",
-        "_EMPTY_STREAM if _OPENING.search(head) else _ANSWER", "_ANSWER",
+        "_EMPTY_STREAM if _OPENING.match(head) else _ANSWER", "_ANSWER",
         "tests/acceptance/test_standby.py",
     ),
     Mutation(
