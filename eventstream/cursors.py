@@ -24,6 +24,7 @@ from django.db.models import (
     Value,
 )
 from django.db.models.functions import Coalesce, Greatest, Now
+from django.utils import timezone
 
 from eventstream import conf, statements
 from eventstream.exceptions import EventStreamError
@@ -36,6 +37,7 @@ MAX_BACKOFF = 60.0
 STALE_FAILURE = 30.0
 """Seconds after its due time for which a failure speaks for its target; the sweep comes
 by every ten."""
+LIVELY = 0.05
 
 
 class Taken(NamedTuple):
@@ -44,10 +46,13 @@ class Taken(NamedTuple):
     Attributes:
         watermark: The last position that the target has accepted.
         is_backlog: The target has been failing for longer than BACKLOG_AFTER.
+        is_lively: The target accepted something less than LIVELY seconds ago, so that the
+            next event is likely to come soon, too.
     """
 
     watermark: int
     is_backlog: bool
+    is_lively: bool
 
 
 class LeaseLostError(EventStreamError):
@@ -144,17 +149,18 @@ class Lease:
         taken = self._take(force=force)
         if taken is None:
             return None
-        known, watermark, self._was_failing, is_backlog = taken
+        known, watermark, self._was_failing, is_backlog, is_lively = taken
         missing = set(get_targets()) - set(known)
         _create(self._storage, self._using, self._partition, missing)
-        return Taken(watermark, is_backlog)
+        return Taken(watermark, is_backlog, is_lively)
 
-    def _take(self, *, force: bool) -> tuple[list[str], int, bool, bool] | None:
+    def _take(self, *, force: bool) -> tuple[list[str], int, bool, bool, bool] | None:
         # By database time, in one statement: alike on PostgreSQL, SQLite, behind
         # PgBouncer, and whatever this machine's clock says.
         if self._is_postgresql:
             statement = statements.TAKE if force else statements.TAKE_IF_DUE
-            taken: tuple[list[str], int, bool, bool] | None = self._execute(statement)
+            taken: tuple[list[str], int, bool, bool, bool] | None
+            taken = self._execute(statement)
             return taken
         rows = (
             self._rows()
@@ -171,7 +177,10 @@ class Lease:
         cursors = Cursor.objects.using(self._using).filter(partition=self._partition)
         known = list(cursors.values_list("target", flat=True))
         is_backlog = cursor.failing_since is not None and self._is_backlog()
-        return known, cursor.watermark, cursor.attempts > 0, is_backlog
+        # By this machine's clock, as it is for speed only.
+        recently = timezone.now() - datetime.timedelta(seconds=LIVELY)
+        is_lively = cursor.confirmed_at is not None and cursor.confirmed_at > recently
+        return known, cursor.watermark, cursor.attempts > 0, is_backlog, is_lively
 
     def release(self) -> None:
         """Give it back."""
@@ -217,7 +226,7 @@ class Lease:
             goes_on = bool(found[0])
         else:
             self._confirm(position, event_count, latency)
-            goes_on = self.has_work() and not self._pauses().exists()
+            goes_on = self.has_work() and not self.is_paused()
         if self._was_failing:
             self._was_failing, self.has_recovered = False, True
             self._failing_others().update(next_attempt=None)
@@ -288,6 +297,12 @@ class Lease:
         """Return the operator's pause of the target, if there is one."""
         return self._pauses().first()
 
+    def is_paused(self) -> bool:
+        """Say whether an operator has paused the target."""
+        if self._is_postgresql:
+            return self._execute(statements.PAUSED) is not None
+        return self._pauses().exists()
+
     def has_work(self) -> bool:
         """Say whether anything is unnumbered, or numbered and not confirmed."""
         if self._is_postgresql:
@@ -351,8 +366,9 @@ class Lease:
             "lease": options.lease_seconds,
             "backlog": options.backlog_after,
             "stale": STALE_FAILURE,
+            "lively": LIVELY,
         }
-        with connections[self._using].cursor() as cursor:
+        with statements.open_cursor(self._using) as cursor:
             cursor.execute(statement.format(**_names(self._using)), parameters)
             return cursor.fetchone() if cursor.description else None
 

@@ -84,6 +84,13 @@ class WakeFlag:
     def keep_up(self) -> None:
         """There will be another look, after lowering it again."""
 
+    def watch(self) -> None:
+        """From now on hear of what senders want, until it is lowered."""
+
+    def more_comes(self) -> bool:
+        """Wait a moment for what senders want next, and say whether there is something."""
+        return False
+
 
 def relay_partition(
     using: str,
@@ -255,6 +262,8 @@ class _Relay:
         watermark = taken.watermark
         if taken.is_backlog:
             watermark = self._publish_backlog(watermark)
+        if taken.is_lively:
+            self._flag.watch()  # before the look, so that nothing falls between the two
         is_steady = False
         while True:
             began = time.monotonic()
@@ -269,18 +278,20 @@ class _Relay:
                 rows = [ask_again(row) for row in rows]
             if not rows:
                 self._pass_over_pruned(watermark)
-                return
-            goes_on = True
+            goes_on = bool(rows)
             some = self._without_given_up(rows) if has_letters else rows
             for batch, items in self._batches(some):
                 self._publish(batch, items)
                 watermark = batch[-1].position
                 goes_on = self._confirm(watermark, batch)
-            if watermark < rows[-1].position:  # the last were given up
+            if rows and watermark < rows[-1].position:  # the last were given up
                 watermark = rows[-1].position
                 goes_on = self._confirm(watermark)
             if not goes_on:
-                return
+                if not self._flag.more_comes() or self._lease.is_paused():
+                    return
+                is_steady = False
+                continue
             # Another may have lowered it: one that had the lease before, at its end.
             self._flag.keep_up()
             if is_steady and len(rows) < options.batch_size:

@@ -9,6 +9,34 @@ its time. So `synchronous_commit` is set for that transaction only, within the s
 
 from __future__ import annotations
 
+from typing import Any
+
+from django.db import connections
+from django.db.backends.utils import CursorWrapper
+
+
+def open_cursor(using: str) -> CursorWrapper:
+    """Return a cursor of Django's connection, for statements that are executed often.
+
+    PostgreSQL keeps them prepared where `OPTIONS["prepare_threshold"]` says that it may:
+    planning takes it longer than executing. Django's own cursors never prepare, unless
+    the whole project binds on the server, since they send values within the statement.
+    """
+    connection = connections[using]
+    connection.ensure_connection()
+    raw: Any = connection.connection
+    if getattr(raw, "prepare_threshold", None) is None:
+        return connection.cursor()
+    import psycopg  # noqa: PLC0415  there is none without PostgreSQL
+
+    django_factory = raw.cursor_factory
+    raw.cursor_factory = psycopg.Cursor
+    try:
+        return connection.cursor()
+    finally:
+        raw.cursor_factory = django_factory
+
+
 # By a range and in the order of the partial index. With `= … ORDER BY id`, or without an
 # order, PostgreSQL takes the primary key or the table instead while its statistics are those
 # of a backlog, and passes all that is in the log: "many are such, so the first comes soon".
@@ -35,6 +63,8 @@ WHERE c.partition = %(partition)s AND c.target = %(target)s
 RETURNING ARRAY(SELECT target FROM {cursor} WHERE partition = %(partition)s), c.watermark,
   c.attempts > 0, coalesce(
     c.failing_since < statement_timestamp() - %(backlog)s * interval '1 second', false
+  ), coalesce(
+    c.confirmed_at > statement_timestamp() - %(lively)s * interval '1 second', false
   )
 """
 
@@ -67,6 +97,8 @@ RETURNING (
     )
   ) AND NOT EXISTS (SELECT 1 FROM {paused} WHERE name = %(target)s)
 """
+
+PAUSED = "SELECT 1 FROM {paused} WHERE name = %(target)s"
 
 RELEASE = """
 UPDATE {cursor} c SET lease_token = '', lease_until = NULL

@@ -15,7 +15,9 @@ from typing import Any
 
 import redis
 from celery import current_app
+from kombu.exceptions import ChannelError
 from kombu.exceptions import OperationalError as BrokerError
+from redis.client import PubSub
 
 from eventstream import conf as core_conf
 from eventstream import instruments
@@ -63,10 +65,12 @@ class Connections(threading.local):
         self._pid = 0
         self._producer: Any = None
         self._flags: redis.Redis | None = None
+        self._messages: PubSub | None = None
 
     def drop(self) -> None:
         """Forget them, as they may be at fault. Not closed: they may be a parent's."""
-        self._pid, self._producer, self._flags = os.getpid(), None, None
+        self._pid = os.getpid()
+        self._producer, self._flags, self._messages = None, None, None
 
     def producer(self, app: Any) -> Any:
         """Return what enqueues tasks of the app."""
@@ -92,6 +96,13 @@ class Connections(threading.local):
             self._flags = connect(arguments, timeout=timeout)
         return self._flags
 
+    def messages(self) -> PubSub | None:
+        """Return what hears of wake-ups, where there are flags."""
+        flags = self.flags()
+        if self._messages is None and flags is not None:
+            self._messages = flags.pubsub()  # type: ignore[no-untyped-call]
+        return self._messages
+
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             self.drop()
@@ -116,6 +127,32 @@ def connect_broker(app: Any, timeout: float) -> Any:
         "connect_retries_timeout": timeout,
     }
     return connection
+
+
+def tasks_wait() -> bool:
+    """Say whether a task of any kind waits in a queue from which this worker takes some.
+
+    Not counted are those that the worker has fetched ahead.
+
+    Raises:
+        BrokerError, redis.RedisError, OSError: The broker is out of reach.
+    """
+    app = current_app
+    connection = connections.producer(app).connection
+    try:
+        return any(
+            _length(connection.default_channel, queue)
+            for queue in app.amqp.queues.consume_from
+        )
+    except connection.connection_errors as error:
+        raise BrokerError(str(error)) from error
+
+
+def _length(channel: Any, queue: str) -> int:
+    try:
+        return int(channel.queue_declare(queue, passive=True).message_count)
+    except ChannelError:  # Redis has no queue that is empty
+        return 0
 
 
 WORKER_SECONDS = 1.0

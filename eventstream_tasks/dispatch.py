@@ -7,6 +7,7 @@ for 5 s after a failure; the sweep delivers meanwhile.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -15,9 +16,11 @@ from typing import Any
 
 import redis
 from celery import current_app, signals
+from redis.client import PubSub
 
 from eventstream import conf as core_conf
 from eventstream import instruments, tracing
+from eventstream.cursors import LIVELY
 from eventstream.dispatch import Dispatcher, DispatchStatus
 from eventstream.relay import NO_TARGET, WakeFlag
 from eventstream.rows import OutboxRow
@@ -29,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 _QUEUED, _RELAYING = b"queued", b"relaying"
 
+MOST_WATCHING = 0.5
+"""Most seconds for which one task waits for what is sent next, again and again: what other
+tasks of the project may have to wait for a worker at most."""
+
 
 def wake_flag(using: str, partition: int, target: str) -> str:
     """Return the Redis key that says that a wake-up is under way."""
@@ -36,19 +43,69 @@ def wake_flag(using: str, partition: int, target: str) -> str:
     return f"{prefix}wake:{using}:{partition}:{target}"
 
 
+def wanted_topic() -> str:
+    """Return the pub/sub channel that carries the flags of which something is wanted."""
+    return f"{core_conf.get_options().redis_prefix}wanted"
+
+
+def queued_topic() -> str:
+    """Return the pub/sub channel that says that tasks have been enqueued."""
+    return f"{core_conf.get_options().redis_prefix}queued"
+
+
 class TaskFlag(WakeFlag):
     """The flag that a task stands for: raised by whoever enqueued it.
 
     Raised again by its relay, it has another value: a task that finds the lease taken
     lowers the flag of a message, never that of the relay which is at work.
+
+    While it is raised and its relay watches, what is sent next takes no task. A message to
+    one who watches may be lost: whoever lowers the flag looks again.
     """
 
-    def __init__(self, using: str, partition: int, target: str) -> None:
+    def __init__(
+        self, using: str, partition: int, target: str, *, may_wait: bool = True
+    ) -> None:
         self._key = wake_flag(using, partition, target)
+        self._may_wait = may_wait
         self._value = _QUEUED
         self._is_out_of_reach = False
+        self._watcher: Watcher | None = None
+        self._watched_since = 0.0
+
+    def watch(self) -> None:
+        messages = broker.connections.messages() if self._may_wait else None
+        if messages is None or self._watcher is not None:
+            return
+        # Once for a task: what comes after its last look begins no other half a second.
+        self._watched_since = self._watched_since or time.monotonic()
+        if time.monotonic() < self._watched_since + MOST_WATCHING:
+            with self._no_failure():
+                self._watcher = Watcher(messages, self._key)
+
+    def more_comes(self) -> bool:
+        found = False
+        if self._watcher is not None:
+            self.keep_up()
+            with self._no_failure():
+                found = self._watcher.more_comes(self._watched_since + MOST_WATCHING)
+        return found
+
+    @contextmanager
+    def _no_failure(self) -> Iterator[None]:
+        """Give up watching, if that fails: it is for speed only."""
+        try:
+            yield
+        except broker.FAILURES as error:
+            self._watcher = None
+            broker.connections.drop()
+            logger.warning("Cannot watch for what is sent next: %s", error)
 
     def lower(self) -> None:
+        if self._watcher is not None:
+            with self._no_failure():
+                self._watcher.close()
+            self._watcher = None
         flags = broker.connections.flags()
         if flags is not None and self._value:
             try:
@@ -69,6 +126,54 @@ class TaskFlag(WakeFlag):
             except redis.RedisError as error:
                 self._is_out_of_reach = True
                 logger.warning("Cannot raise a wake-up flag: %s", error)
+
+
+class Watcher:
+    """Hears of what is sent next, for a relay that has the lease and nothing to do.
+
+    Raises:
+        redis.RedisError: Redis is out of reach; so does each method.
+    """
+
+    def __init__(self, messages: PubSub, key: str) -> None:
+        self._key = key.encode()
+        self._messages = messages
+        self._ask_at = 0.0
+        topics = {wanted_topic(), queued_topic()}
+        messages.subscribe(*topics)
+        while topics:
+            answer = messages.get_message(timeout=conf.get_options().wake_timeout)
+            if answer is None:
+                raise redis.TimeoutError("no answer to a subscription")
+            if answer["type"] == "subscribe":
+                topics.discard(answer["channel"].decode())
+
+    def more_comes(self, until: float) -> bool:
+        """Wait for the next, as long as no task waits for this worker.
+
+        Args:
+            until: By time.monotonic(), when to give up at the latest.
+        """
+        now = time.monotonic()
+        if now >= self._ask_at:
+            self._ask_at = now + LIVELY  # it takes as long as half an event
+            if broker.tasks_wait():
+                return False
+        until = min(now + LIVELY, until)
+        while (left := until - time.monotonic()) > 0:
+            message = self._messages.get_message(timeout=left)
+            if message is None:
+                return False
+            if message["type"] != "message":
+                continue  # it has reconnected, and subscribed again
+            if message["channel"] == queued_topic().encode():
+                return False
+            if self._key in message["data"].split(b"\n"):
+                return True
+        return False
+
+    def close(self) -> None:
+        self._messages.unsubscribe()  # type: ignore[no-untyped-call]
 
 
 class CeleryDispatcher(Dispatcher):
@@ -167,6 +272,9 @@ def _wake(wanted: Wanted) -> None:
                 _lower_flags(lowered[number:])
                 raise
             instruments.active.wake_up("sent")
+        flags = broker.connections.flags()
+        if lowered and flags is not None:
+            flags.publish(queued_topic(), b"")  # relays that watch make room
 
 
 def _raise_flags(wanted: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
@@ -178,7 +286,8 @@ def _raise_flags(wanted: list[tuple[str, int, str]]) -> list[tuple[str, int, str
     raising = flags.pipeline(transaction=False)
     for each in wanted:
         raising.set(wake_flag(*each), _QUEUED, nx=True, ex=lifetime)
-    was_down = raising.execute()
+    raising.publish(wanted_topic(), "\n".join(wake_flag(*each) for each in wanted))
+    *was_down, _ = raising.execute()
     for is_down in was_down:
         if not is_down:  # a task that has not read yet is on its way
             instruments.active.wake_up("coalesced")

@@ -57,7 +57,9 @@ def publish(self: Task[Any, Any], using: str, partition: int, target: str) -> No
     """Relay one partition to one target; retry three times, then leave it to the sweep."""
 
     def relay() -> Report:
-        flag = TaskFlag(using, partition, target)
+        # An eager one is in its sender, who waits for nothing.
+        may_wait = not self.request.is_eager
+        flag = TaskFlag(using, partition, target, may_wait=may_wait)
         report = relay_partition(using, partition, target, flag=flag)
         if report.has_recovered:
             get_dispatcher().wake(using, {number for number, _ in pending(using)})

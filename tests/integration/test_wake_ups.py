@@ -22,14 +22,16 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream import relay as relay_module
+from eventstream.cursors import Lease
 from eventstream.models import Cursor, Event
+from eventstream.pausing import pause
 from eventstream.relay import Report, relay_partition
 from eventstream.rows import partition_of
 from eventstream.targets.base import Item
 from eventstream.targets.bus import BusTarget
 from eventstream_tasks import broker, dispatch, tasks
 from eventstream_tasks.connections import close_kept, with_kept_connections
-from eventstream_tasks.dispatch import wake_flag
+from eventstream_tasks.dispatch import Watcher, wake_flag
 from tests.support.fault_proxy import FaultProxy, Mode
 from tests.support.processes import free_port
 from tests.support.stack import Stack
@@ -237,6 +239,213 @@ def test_task_that_finds_the_lease_taken_leaves_the_relay_s_flag(
 
     assert kept == dispatch._RELAYING
     assert not valkey.client.exists(flag)
+
+
+class Watching:
+    """A relay in a thread of its own, whose target got something a moment ago."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.flag = wake_flag("default", PARTITION, "bus")
+        self.seconds = 0.0
+        self.waits = threading.Semaphore(0)  # one for each wait that has begun
+        more_comes = dispatch.TaskFlag.more_comes
+
+        def tell(flag: dispatch.TaskFlag) -> bool:
+            self.waits.release()
+            return more_comes(flag)
+
+        monkeypatch.setattr(dispatch.TaskFlag, "more_comes", tell)
+        self._app = dispatch._get_app()
+        relay_partition("default", PARTITION, "bus")  # makes the cursor
+        send("orders", "message", "first")
+        Cursor.objects.update(confirmed_at=Now() + timedelta(minutes=1))
+        self._thread = threading.Thread(target=self._relay)
+        self._thread.start()
+
+    def _relay(self) -> None:
+        self._app.set_current()  # as a worker does
+        began = time.monotonic()
+        try:
+            flag = dispatch.TaskFlag("default", PARTITION, "bus")
+            relay_partition("default", PARTITION, "bus", flag=flag)
+        finally:
+            self.seconds = time.monotonic() - began
+            connections.close_all()
+
+    def until_it_waits(self) -> None:
+        assert self.waits.acquire(timeout=30)
+
+    def end(self) -> None:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        assert not Cursor.objects.exclude(lease_token="").exists()
+
+
+@pytest.fixture
+def long_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits that no busy machine ends before what is to be heard of."""
+    monkeypatch.setattr(dispatch, "LIVELY", 20.0)
+    monkeypatch.setattr(dispatch, "MOST_WATCHING", 60.0)
+    monkeypatch.setattr(broker, "tasks_wait", lambda: False)
+
+
+@pytest.mark.usefixtures("long_watch")
+def test_event_that_comes_soon_finds_its_relay_waiting_and_takes_no_task(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = Watching(monkeypatch)
+    before = waiting(valkey)
+    relay.until_it_waits()
+    for _ in range(3):
+        send("orders", "message", "next")
+        relay.until_it_waits()
+    published = Event.objects.exclude(position=None).count()
+    tasks = waiting(valkey)
+    valkey.client.publish(dispatch.queued_topic(), b"")
+    relay.end()
+
+    assert published == 4
+    assert (before, tasks) == (1, 1)
+    assert not valkey.client.exists(relay.flag)
+
+
+@pytest.mark.usefixtures("long_watch")
+def test_relay_that_waits_makes_room_for_another_partition(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be one worker, and it would be waiting for what may never come."""
+    assert partition_of("elsewhere") != PARTITION
+    relay = Watching(monkeypatch)
+    relay.until_it_waits()
+
+    send("elsewhere", "message", 1)
+    relay.end()
+
+    assert relay.seconds < 20
+    assert waiting(valkey) == 2
+
+
+def test_relay_waits_for_nothing_while_any_task_waits_for_the_worker(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "LIVELY", 20.0)
+    monkeypatch.setattr(dispatch, "MOST_WATCHING", 60.0)
+    valkey.client.lpush("celery", "another task of the project")
+
+    relay = Watching(monkeypatch)
+    relay.end()
+
+    assert relay.waits.acquire(blocking=False)
+    assert relay.seconds < 20
+
+
+def test_relay_does_not_wait_for_ever_for_what_keeps_coming(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tasks of the project may wait for the worker, without anybody to say so."""
+    monkeypatch.setattr(dispatch, "LIVELY", 20.0)
+    monkeypatch.setattr(dispatch, "MOST_WATCHING", 1.0)
+    monkeypatch.setattr(broker, "tasks_wait", lambda: False)
+    has_work, watch = Lease.has_work, Watcher.__init__
+    looks: list[bool] = []
+    watches: list[Watcher] = []
+
+    def find_something_twice(lease: Lease) -> bool:
+        if threading.current_thread() is threading.main_thread():
+            return has_work(lease)
+        looks.append(len(looks) < 2 or has_work(lease))
+        return looks[-1]
+
+    def count(watcher: Watcher, *args: Any) -> None:
+        watches.append(watcher)
+        watch(watcher, *args)
+
+    monkeypatch.setattr(Lease, "has_work", find_something_twice)
+    monkeypatch.setattr(Watcher, "__init__", count)
+    relay = Watching(monkeypatch)
+    relay.end()
+
+    assert looks == [True, True, False]
+    assert len(watches) == 1
+    assert 1 <= relay.seconds < 20
+
+
+@pytest.mark.usefixtures("long_watch")
+def test_event_whose_call_was_lost_is_found_when_the_wait_ends(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pub/sub promises nothing: the flag is lowered, and then it looks again."""
+    monkeypatch.setattr(dispatch, "LIVELY", 2.0)
+    relay = Watching(monkeypatch)
+    relay.until_it_waits()
+    monkeypatch.setattr(dispatch, "wanted_topic", lambda: "elsewhere")
+
+    send("orders", "message", "not heard of")
+    tasks = waiting(valkey)
+    relay.end()
+
+    assert tasks == 1
+    assert Event.objects.filter(position=None).count() == 0
+
+
+@pytest.mark.usefixtures("long_watch")
+def test_target_that_is_paused_during_the_wait_gets_nothing_more(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = Watching(monkeypatch)
+    relay.until_it_waits()
+    mark = Cursor.objects.get().watermark
+    pause("bus")
+
+    send("orders", "message", "later")
+    relay.end()
+
+    assert Cursor.objects.get().watermark == mark == 1
+    assert Event.objects.filter(position=None).count() == 0
+
+
+def test_redis_that_goes_away_during_a_wait_ends_it(
+    server: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "LIVELY", 20.0)
+    monkeypatch.setattr(dispatch, "MOST_WATCHING", 60.0)
+    monkeypatch.setattr(broker, "tasks_wait", lambda: False)
+    server.client.flushall()
+    link = FaultProxy(server.port)
+    use(f"redis://127.0.0.1:{link.port}/0", settings, monkeypatch)
+    try:
+        relay = Watching(monkeypatch)
+        relay.until_it_waits()
+    finally:
+        link.close()
+    relay.end()
+
+    assert relay.seconds < 20
+    assert Event.objects.filter(position=None).count() == 0
+
+
+def test_relay_of_a_quiet_partition_does_not_wait(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watcher, "more_comes", lambda _: pytest.fail("it waits"))
+    relay_partition("default", PARTITION, "bus")  # makes the cursor
+    send("orders", "message", 1)
+    flag = dispatch.TaskFlag("default", PARTITION, "bus")
+
+    assert relay_partition("default", PARTITION, "bus", flag=flag).event_count == 1
+
+
+def test_eager_task_does_not_make_its_sender_wait(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watcher, "more_comes", lambda _: pytest.fail("it waits"))
+    relay_partition("default", PARTITION, "bus")  # makes the cursor
+    send("orders", "message", 1)
+    Cursor.objects.update(confirmed_at=Now() + timedelta(minutes=1))
+
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+
+    assert Cursor.objects.get().watermark == 1
 
 
 def test_connection_outlives_the_task(valkey: Valkey) -> None:

@@ -273,6 +273,22 @@ MUTATIONS = [
         "tests/unit/test_waking.py",
     ),
     Mutation(
+        "a relay that waits publishes to a target that is paused", "eventstream/relay.py",
+        " or self._lease.is_paused()", "",
+        f"{WAKING}::test_target_that_is_paused_during_the_wait_gets_nothing_more",
+    ),
+    Mutation(
+        "a relay that waits makes room for nobody", "eventstream_tasks/dispatch.py",
+        'if message["channel"] == queued_topic().encode():\n                return False',
+        'if message["channel"] == queued_topic().encode():\n                continue',
+        f"{WAKING}::test_relay_that_waits_makes_room_for_another_partition",
+    ),
+    Mutation(
+        "a relay waits though other tasks do", "eventstream_tasks/dispatch.py",
+        "            if broker.tasks_wait():\n                return False\n", "            broker.tasks_wait()\n",
+        f"{WAKING}::test_relay_waits_for_nothing_while_any_task_waits_for_the_worker",
+    ),
+    Mutation(
         "the wake-up flag is lowered after the last look", "eventstream/relay.py",
         "                self._flag.lower()\n                if not self._lease.has_work():\n",
         "                if not self._lease.has_work():\n",
