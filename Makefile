@@ -5,6 +5,9 @@ ARGS ?=
 # Two files of tests at a time: most of a test is waiting for what it has started.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 BEHIND_PUSHPIN := $(patsubst %,tests/acceptance/test_%.py,streams clients beginnings proxy_readers access cross_origin faults postgres console browser) tests/proof/test_process_deaths.py
+# Once more, as PostgreSQL keeps statements prepared, by plans that suit no value in particular.
+PREPARED := {"server_side_binding": true, "prepare_threshold": 1, "options": "-c plan_cache_mode=force_generic_plan"}
+PREPARING := $(patsubst %,tests/integration/test_%.py,console databases numbering plans reading relay reset_readers sending undelivered)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +55,7 @@ js-test: js/node_modules/.stamp ## types and unit tests of the browser client
 test: system js-test ## the whole suite, on real servers that it starts itself; ARGS for pytest
 	$(PYTEST) $(ARGS)
 	$(BIN)/python -m tests.support.postgres -- $(PYTEST) tests/integration tests/proof/test_histories.py tests/proof/test_initial_states.py $(ARGS)
+	ES_DB_OPTIONS='$(PREPARED)' $(BIN)/python -m tests.support.postgres -- $(PYTEST) $(PREPARING) $(ARGS)
 
 chaos: system ## the real installation under faults; SECONDS=60, SEED= to repeat a run
 	$(BIN)/python -m tests.proof.chaos $(or $(SECONDS),60) $(SEED)

@@ -8,6 +8,8 @@ HTTPS                  1 behind a proxy that ends TLS and sets X-Forwarded-Proto
 DATABASE_URL           postgres://… or sqlite:///file, default sqlite:///var/demo.sqlite3
 DATABASE_POOL          of a web process with PostgreSQL: at most so many connections, which are
                        kept; more than 3, default 0, a new one for each request
+DATABASE_PREPARE       1: the relay's statements stay prepared in PostgreSQL, so that it plans
+                       them once; not behind a pooler in transaction mode
 PGBOUNCER              1: the database is reached through a pooler in transaction mode
 REDIS_URL              Redis or Valkey: Celery's broker, the bus of direct streams, and the
                        cache in which limits are counted for all web processes;
@@ -119,6 +121,8 @@ if pool_size := get_int("DATABASE_POOL"):
     DATABASES["default"]["OPTIONS"]["pool"] = pool
     # One that a restarted server has closed is replaced, and no request sees an error.
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+if get_bool("DATABASE_PREPARE"):
+    DATABASES["default"]["OPTIONS"]["prepare_threshold"] = 5
 if get_bool("PGBOUNCER"):
     # A cursor of the server would outlive the transaction, and with it the connection.
     DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = True

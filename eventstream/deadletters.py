@@ -32,7 +32,9 @@ def write_letters(
         )
         for row in rows
     ]
-    DeadLetter.objects.using(using).bulk_create(letters, ignore_conflicts=True)
+    DeadLetter.objects.using(using).bulk_create(
+        letters, ignore_conflicts=True, batch_size=1000
+    )
     count_refused(using, partition, target, len(letters))
     for event in Event.objects.using(using).filter(pk__in=[row.id for row in rows]):
         event_dead_lettered.send_robust(

@@ -32,7 +32,7 @@ from eventstream.rows import (
     join_users,
     partition_of,
 )
-from eventstream.statements import FIRST_KICK
+from eventstream.statements import FIRST_KICK, open_cursor
 
 ROW_COLUMNS = OutboxRow._fields[:-2]
 _ROW = slice(len(OutboxRow._fields))
@@ -100,7 +100,7 @@ class Log:
         }  # fmt: skip
         found: list[Any] = []
         read_at = time.monotonic()
-        with connections[using].cursor() as cursor:
+        with open_cursor(using) as cursor:
             # As many positions as rows are wanted: PostgreSQL may expect few rows above
             # the first, and then reads and sorts all of a backlog for its beginning.
             # Without any row there, what follows may have been pruned.

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from django.db import connections, transaction
-from django.db.models import F
+from django.db.models import BigIntegerField, F, Value
 
 from eventstream import conf
 from eventstream.log import (
@@ -22,7 +22,7 @@ from eventstream.log import (
 from eventstream.models import Channel, DeadLetter, Event, Partition
 from eventstream.rows import Batch, LogEntry, partition_of
 from eventstream.signals import events_numbered
-from eventstream.statements import FIRST_KICK
+from eventstream.statements import FIRST_KICK, open_cursor
 
 MAX_BATCH = 10_000
 RESET_STEP = 1_000_000_000
@@ -205,7 +205,7 @@ class Numbering(Log):
         That there is nothing is the usual answer, and takes no lock.
         """
         while True:
-            with connections[using].cursor() as cursor:
+            with open_cursor(using) as cursor:
                 cursor.execute(statement.format(**_names(using)), values)
                 found: list[tuple[Any, ...]] = cursor.fetchall()
             *_, is_new, is_known, base = found[0]
@@ -284,11 +284,14 @@ class Numbering(Log):
             # has exact numbers for these until the year 2255.
             start = max(microseconds, before + RESET_STEP)
             rows.update(start_eid=start)
+            # Its size said: where a project binds on the server, Django takes a number
+            # that is added to a column for one of 32 bits, and cuts off the others.
+            further = Value(start - before, output_field=BigIntegerField())
             for model in (Event, DeadLetter):
                 with_id = model._default_manager.using(using).exclude(eid=None)
-                with_id.update(eid=F("eid") + (start - before))
+                with_id.update(eid=F("eid") + further)
             channels = Channel.objects.using(using)
-            return channels.update(last_eid=F("last_eid") + (start - before))
+            return channels.update(last_eid=F("last_eid") + further)
 
     def adopt(
         self, using: str, channel: str, *, after: int, entries: Sequence[LogEntry]

@@ -15,6 +15,7 @@ from eventstream.log import table_name
 from eventstream.models import Event
 from eventstream.numbering import Numbering
 from eventstream.pruning import Pruning
+from eventstream.statements import open_cursor
 
 SUPPORTED_VENDORS = ("postgresql", "sqlite")
 
@@ -40,12 +41,11 @@ class DjangoModelStorage(Numbering, Pruning):
 
     def _insert(self, using: str, event: Event) -> None:
         """Insert one row. Django takes longer to say so than PostgreSQL to do it."""
-        connection = connections[using]
-        if connection.vendor == "sqlite":  # RETURNING came late
+        if connections[using].vendor == "sqlite":  # RETURNING came late
             event.save(using=using, force_insert=True)
             return
         values = [getattr(event, name) for name in _WRITTEN]
-        with connection.cursor() as cursor:
+        with open_cursor(using) as cursor:
             cursor.execute(_INSERT.format(event=table_name(using, Event)), values)
             event.pk = cursor.fetchone()[0]
         event._state.adding, event._state.db = False, using

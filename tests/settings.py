@@ -1,6 +1,7 @@
 """The tests' project. Servers come by environment, from whoever starts a process.
 
 ES_DB     postgres://user@host:port/name; without it a SQLite file, ES_SQLITE or a new one
+ES_DB_OPTIONS  JSON of its OPTIONS
 ES_REDIS  URL of the bus and broker; without it there is neither
 ES_GRIP   GRIP_URL; several, with spaces between them, become GRIP_PROXIES
 ES_SET    JSON of more settings
@@ -81,7 +82,7 @@ def _database(suffix: str = "") -> dict[str, Any]:
             "USER": parts.username or "postgres",
             "NAME": parts.path.lstrip("/"),
             "DISABLE_SERVER_SIDE_CURSORS": True,  # there may be a PgBouncer between
-            "OPTIONS": _pool(),
+            "OPTIONS": {**_pool(), **json.loads(os.environ.get("ES_DB_OPTIONS", "{}"))},
             "CONN_HEALTH_CHECKS": bool(_pool()),
             "TEST": {"NAME": f"test_{os.getpid()}{suffix}"},
         }

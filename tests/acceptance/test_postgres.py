@@ -71,6 +71,44 @@ async def test_streams_take_no_connections_and_miss_nothing(
         await crowd.stop()
 
 
+PUBLISH = """
+from django.db import connection
+from eventstream import send_event
+from eventstream.models import Event
+from eventstream.relay import relay_partition
+from eventstream.rows import partition_of
+for number in range(10):
+    send_event("orders", "message", number)
+    relay_partition("default", partition_of("orders"), "bus")
+assert list(Event.objects.order_by("eid").values_list("eid", flat=True)) == [*range(1, 11)]
+with connection.cursor() as cursor:
+    cursor.execute("SELECT statement FROM pg_prepared_statements")
+    kept = [statement for statement, in cursor.fetchall()]
+print(len(kept), sum("lease_token" in statement for statement in kept))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "has_kept"),
+    [("{}", False), ('{"prepare_threshold": 2}', True)],
+    ids=["default", "allowed"],
+)
+def test_statements_stay_prepared_only_where_the_project_allows_it(
+    server: Postgres, options: str, *, has_kept: bool
+) -> None:
+    """They break behind a pooler that hands connections on."""
+    url = server.create_database(f"prepared_{uuid.uuid4().hex[:8]}")
+    stack = Stack(database_url=url, env={"ES_DB_OPTIONS": options})
+    try:
+        kept_count, lease_count = map(int, stack.run(PUBLISH).split())
+    finally:
+        stack.close()
+
+    # To take, confirm and release; and those that number and look.
+    assert (kept_count >= 5, lease_count == 3) == (has_kept, has_kept)
+    assert has_kept or kept_count == 0
+
+
 async def test_proxy_holds_its_streams_while_the_database_is_away(
     server: Postgres,
 ) -> None:

@@ -127,7 +127,11 @@ class Ours(Side):
             with_pushpin=with_pushpin,
             is_migrated=True,
             # What deploy.md recommends.
-            env={"ES_SET": json.dumps(chosen), "ES_POOL": "10"},
+            env={
+                "ES_SET": json.dumps(chosen),
+                "ES_POOL": "10",
+                "ES_DB_OPTIONS": '{"prepare_threshold": 5}',
+            },
         )
         self.exits.callback(self.stack.close)
         self.env = self.stack.env

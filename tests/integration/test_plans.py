@@ -34,7 +34,8 @@ def log(targets: dict[str, RecordingTarget]) -> None:
                 data=str(number),
             )
             for number in range(2 * HEAD)
-        ]
+        ],
+        batch_size=1_000,
     )
     make_statistics()
     storage = get_storage()
@@ -56,8 +57,11 @@ def new_log() -> None:
                 "DELETE FROM pg_statistic WHERE starelid = 'eventstream_event'::regclass"
             )
     Event.objects.bulk_create(
-        Event(partition=BUSY, channel="new", type="message", data="1")
-        for _ in range(HEAD)
+        (
+            Event(partition=BUSY, channel="new", type="message", data="1")
+            for _ in range(HEAD)
+        ),
+        batch_size=1_000,
     )
     assert get_storage().number_all("default", BUSY) == HEAD
 

@@ -91,6 +91,15 @@ def test_pool_is_one_of_postgresql() -> None:
     assert databases["default"]["CONN_HEALTH_CHECKS"] is True
 
 
+def test_statements_are_prepared_by_postgresql_alone() -> None:
+    url = "postgres://user:word@db/name"
+    done = load("DATABASES", **SAFE, DATABASE_URL=url, DATABASE_PREPARE="1")
+
+    assert done.returncode == 0, done.stderr
+    [databases] = json.loads(done.stdout)
+    assert databases["default"]["OPTIONS"]["prepare_threshold"] == 5
+
+
 def test_development_needs_nothing() -> None:
     assert load(DEBUG="1").returncode == 0
 
