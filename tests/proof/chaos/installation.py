@@ -141,7 +141,13 @@ class Installation:
         far_valkey = f"redis://127.0.0.1:{self.links['Valkey'].port}/0"
         far_database = f"postgres://postgres@127.0.0.1:{self.links['PostgreSQL'].port}/chaos"  # fmt: skip
         self.stack.env |= shared
-        self.far = {**self.stack.env, "ES_REDIS": far_valkey, "ES_DB": far_database}
+        self.far = {
+            **self.stack.env,
+            "ES_REDIS": far_valkey,
+            "ES_DB": far_database,
+            # As deploy.md recommends where no PgBouncer is between.
+            "ES_DB_OPTIONS": json.dumps({"prepare_threshold": 2}),
+        }
         # Small pages, so that hundreds of clients page at once after each fault.
         self.stack.env["ES_SET"] = json.dumps({"EVENTSTREAM_PAGE_SIZE": PAGE_SIZE})
         self.far["ES_SET"] = json.dumps(
