@@ -16,6 +16,8 @@ REDIS_URL              Redis or Valkey: Celery's broker, the bus of direct strea
                        with REDIS_SENTINELS only its password and number of database
 REDIS_SENTINELS        host:port of each Sentinel, comma-separated
 REDIS_SENTINEL_MASTER  name that they know the server by, default eventstream
+BUS                    0 where proxies hold all streams: events are not published to Redis
+                       as well, which nobody would hear
 BROKER_URL             another broker than Redis, such as amqp://user:password@host//
 REDIS_PREFIX           names used there, so that projects can share a server
 GRIP_URL               http://127.0.0.1:5561/?key=…: publish to Pushpin, and check with
@@ -164,7 +166,7 @@ if isinstance(REDIS.bus, str):
             "OPTIONS": {"socket_connect_timeout": 0.5, "socket_timeout": 0.5},
         }
     }
-EVENTSTREAM_REDIS = REDIS.bus
+EVENTSTREAM_REDIS = REDIS.bus if get_bool("BUS", default=True) else None
 EVENTSTREAM_REDIS_PREFIX = f"{REDIS_PREFIX}eventstream:"
 EVENTSTREAM_DRAIN_SECONDS = float(os.environ.get("DRAIN_SECONDS") or 2)
 EVENTSTREAM_TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or 0)

@@ -120,6 +120,8 @@ class Ours(Side):
         url = postgres.create_database(self.database, template=template)
         chosen = {
             "EVENTSTREAM_CHANNELMANAGER_CLASS": CHANNELMANAGER,
+            # Where a proxy holds all streams deploy.md has no bus, and the peer has none.
+            **({"EVENTSTREAM_REDIS": None} if with_pushpin else {}),
             **(settings or {}),
         }
         self.stack = Stack(

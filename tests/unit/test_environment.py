@@ -100,6 +100,18 @@ def test_statements_are_prepared_by_postgresql_alone() -> None:
     assert databases["default"]["OPTIONS"]["prepare_threshold"] == 5
 
 
+@pytest.mark.parametrize(
+    ("bus", "found"), [("", "redis://valkey/0"), ("1", "redis://valkey/0"), ("0", None)]
+)
+def test_bus_can_be_left_to_the_proxies(bus: str, found: str | None) -> None:
+    redis = "redis://valkey/0"
+    names = "EVENTSTREAM_REDIS CELERY_BROKER_URL"
+    done = load(names, **SAFE, REDIS_URL=redis, BUS=bus)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [found, redis]
+
+
 def test_development_needs_nothing() -> None:
     assert load(DEBUG="1").returncode == 0
 
