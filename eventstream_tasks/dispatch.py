@@ -35,6 +35,8 @@ _QUEUED, _RELAYING = b"queued", b"relaying"
 MOST_WATCHING = 0.5
 """Most seconds for which one task waits for what is sent next, again and again: what other
 tasks of the project may have to wait for a worker at most."""
+BEGIN = 0.01
+"""Seconds within which a task has begun if any worker is free."""
 
 
 def wake_flag(using: str, partition: int, target: str) -> str:
@@ -80,6 +82,7 @@ class TaskFlag(WakeFlag):
         # Once for a task: what comes after its last look begins no other half a second.
         self._watched_since = self._watched_since or time.monotonic()
         if time.monotonic() < self._watched_since + MOST_WATCHING:
+            self.keep_up()  # it has begun: others that wait need not make room for it
             with self._no_failure():
                 self._watcher = Watcher(messages, self._key)
 
@@ -138,7 +141,7 @@ class Watcher:
     def __init__(self, messages: PubSub, key: str) -> None:
         self._key = key.encode()
         self._messages = messages
-        self._ask_at = 0.0
+        self._look_at = time.monotonic() + BEGIN
         topics = {wanted_topic(), queued_topic()}
         messages.subscribe(*topics)
         while topics:
@@ -149,31 +152,46 @@ class Watcher:
                 topics.discard(answer["channel"].decode())
 
     def more_comes(self, until: float) -> bool:
-        """Wait for the next, as long as no task waits for this worker.
+        """Wait for the next, as long as no task waits for a worker.
 
         Args:
             until: By time.monotonic(), when to give up at the latest.
         """
-        now = time.monotonic()
-        if now >= self._ask_at:
-            self._ask_at = now + LIVELY  # it takes as long as half an event
-            if broker.tasks_wait():
-                return False
-        until = min(now + LIVELY, until)
-        while (left := until - time.monotonic()) > 0:
-            message = self._messages.get_message(timeout=left)
-            if message is None:
-                return False
-            if message["type"] != "message":
-                continue  # it has reconnected, and subscribed again
+        until = min(time.monotonic() + LIVELY, until)
+        while (now := time.monotonic()) < until:
+            if now >= self._look_at:
+                if _is_any_queued() or broker.tasks_wait():
+                    return False
+                self._look_at = now + LIVELY
+            wait = min(until, self._look_at) - now
+            message = self._messages.get_message(timeout=wait)
+            if message is None or message["type"] != "message":
+                continue  # it may have reconnected, and subscribed again
             if message["channel"] == queued_topic().encode():
-                return False
-            if self._key in message["data"].split(b"\n"):
+                self._look_at = min(self._look_at, now + BEGIN)
+            elif self._key in message["data"].split(b"\n"):
                 return True
         return False
 
     def close(self) -> None:
         self._messages.unsubscribe()  # type: ignore[no-untyped-call]
+
+
+def _is_any_queued() -> bool:
+    """Say whether a relay's task has been enqueued that has not begun.
+
+    One that the worker has fetched ahead as well, of which the broker knows nothing. One
+    that has begun, and does not watch, may be taken for queued: it is about to end.
+    """
+    flags = broker.connections.flags()
+    options = core_conf.get_options()
+    keys = [
+        wake_flag(using, partition, name)
+        for using in options.databases
+        for partition in range(options.partitions)
+        for name in _target_names()
+    ]
+    return flags is None or _QUEUED in flags.mget(keys)
 
 
 class CeleryDispatcher(Dispatcher):

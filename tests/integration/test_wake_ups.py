@@ -301,7 +301,7 @@ def test_event_that_comes_soon_finds_its_relay_waiting_and_takes_no_task(
         relay.until_it_waits()
     published = Event.objects.exclude(position=None).count()
     tasks = waiting(valkey)
-    valkey.client.publish(dispatch.queued_topic(), b"")
+    send("elsewhere", "message", 1)
     relay.end()
 
     assert published == 4
@@ -315,14 +315,40 @@ def test_relay_that_waits_makes_room_for_another_partition(
 ) -> None:
     """There may be one worker, and it would be waiting for what may never come."""
     assert partition_of("elsewhere") != PARTITION
+    look = dispatch._is_any_queued
+    looked = threading.Event()
+
+    def tell() -> bool:
+        found = look()
+        looked.set()
+        return found
+
+    monkeypatch.setattr(dispatch, "_is_any_queued", tell)
     relay = Watching(monkeypatch)
     relay.until_it_waits()
+    assert looked.wait(30)  # and found nobody
 
     send("elsewhere", "message", 1)
     relay.end()
 
     assert relay.seconds < 20
     assert waiting(valkey) == 2
+
+
+@pytest.mark.usefixtures("long_watch")
+def test_relay_makes_room_for_what_was_enqueued_before_it_listened(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one worker may have fetched that task ahead, where the broker does not count it."""
+    send("elsewhere", "message", 1)
+    valkey.client.delete("eventstream")
+
+    relay = Watching(monkeypatch)
+    relay.until_it_waits()
+    relay.end()
+
+    assert relay.seconds < 20
+    assert not valkey.client.exists(relay.flag)
 
 
 def test_relay_waits_for_nothing_while_any_task_waits_for_the_worker(

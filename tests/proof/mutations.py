@@ -279,13 +279,17 @@ MUTATIONS = [
     ),
     Mutation(
         "a relay that waits makes room for nobody", "eventstream_tasks/dispatch.py",
-        'if message["channel"] == queued_topic().encode():\n                return False',
-        'if message["channel"] == queued_topic().encode():\n                continue',
+        "                self._look_at = min(self._look_at, now + BEGIN)\n", "                pass\n",
         f"{WAKING}::test_relay_that_waits_makes_room_for_another_partition",
     ),
     Mutation(
+        "a relay waits though another partition's task was there before", "eventstream_tasks/dispatch.py",
+        "if _is_any_queued() or broker.tasks_wait():", "if broker.tasks_wait():",
+        f"{WAKING}::test_relay_makes_room_for_what_was_enqueued_before_it_listened",
+    ),
+    Mutation(
         "a relay waits though other tasks do", "eventstream_tasks/dispatch.py",
-        "            if broker.tasks_wait():\n                return False\n", "            broker.tasks_wait()\n",
+        "if _is_any_queued() or broker.tasks_wait():", "if _is_any_queued():",
         f"{WAKING}::test_relay_waits_for_nothing_while_any_task_waits_for_the_worker",
     ),
     Mutation(
