@@ -277,7 +277,7 @@ class _Relay:
             if has_kicks:
                 rows = [ask_again(row) for row in rows]
             if not rows:
-                self._pass_over_pruned(watermark)
+                watermark = self._pass_over_pruned(watermark)
             goes_on = bool(rows)
             some = self._without_given_up(rows) if has_letters else rows
             for batch, items in self._batches(some):
@@ -303,10 +303,11 @@ class _Relay:
     def _without_given_up(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
         return without_given_up(self._using, self._partition, self._target.name, rows)
 
-    def _pass_over_pruned(self, watermark: int) -> None:
+    def _pass_over_pruned(self, watermark: int) -> int:
         """Confirm positions whose rows are gone: pruned while this target was failing.
 
-        The head is read first, so what is numbered meanwhile is never passed over.
+        The head is read first, so what is numbered meanwhile is never passed over. Returns
+        the watermark.
         """
         head = self._storage.last_position(self._using, self._partition)
         found = self._storage.read_batch(
@@ -314,6 +315,8 @@ class _Relay:
         )
         if head > watermark and not found.rows:
             self._confirm(head)
+            return head
+        return watermark
 
     def _publish_backlog(self, watermark: int) -> int:
         """Publish to a target that is back only the newest event of each channel.

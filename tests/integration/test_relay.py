@@ -18,7 +18,14 @@ from eventstream.deadletters import give_up
 from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
 from eventstream.positions import MAX_EVENT_ID
-from eventstream.relay import MAX_REST, Outcome, pending, relay_all, relay_partition
+from eventstream.relay import (
+    MAX_REST,
+    Outcome,
+    WakeFlag,
+    pending,
+    relay_all,
+    relay_partition,
+)
 from eventstream.retrying import RetryReport, retry_dead_letters
 from eventstream.rows import OutboxRow, partition_of
 from eventstream.storage import get_storage
@@ -537,6 +544,44 @@ def test_prune_passes_over_rows_that_are_gone(targets: Targets) -> None:
     jobs.prune("default")
 
     assert list(Event.objects.values_list("eid", flat=True)) == [6]
+
+
+class Expecting(WakeFlag):
+    """Has an event sent in each wait, so many times."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def more_comes(self) -> bool:
+        self.left -= 1
+        if self.left >= 0:
+            send()
+        return self.left >= 0
+
+
+def test_relay_publishes_what_comes_while_it_waits(targets: Targets) -> None:
+    relay_all("default")
+    send()
+    flag = Expecting(3)
+
+    report = relay_partition("default", PARTITION, "a", flag=flag)
+
+    assert (report.outcome, report.event_count, flag.left) == (Outcome.DONE, 4, -1)
+    assert targets["a"].ids("orders") == [1, 2, 3, 4]
+    assert len(targets["a"].batches) == 4
+
+
+def test_relay_that_waits_goes_on_behind_what_was_pruned(targets: Targets) -> None:
+    send(3)
+    relay_all("default")
+    Event.objects.all().delete()
+    Cursor.objects.filter(target="a").update(watermark=1)
+
+    report = relay_partition("default", PARTITION, "a", flag=Expecting(2))
+
+    assert report.event_count == 2
+    assert targets["a"].ids("orders") == [1, 2, 3, 4, 5]
+    assert cursor("a").watermark == 5
 
 
 def test_prune_leaves_what_a_target_has_not_got(targets: Targets) -> None:
