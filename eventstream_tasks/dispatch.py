@@ -83,8 +83,9 @@ class TaskFlag(WakeFlag):
         self._watched_since = self._watched_since or time.monotonic()
         if time.monotonic() < self._watched_since + MOST_WATCHING:
             self.keep_up()  # it has begun: others that wait need not make room for it
-            with self._no_failure():
-                self._watcher = Watcher(messages, self._key)
+            if not self._is_out_of_reach:
+                with self._no_failure():
+                    self._watcher = Watcher(messages, self._key)
 
     def more_comes(self) -> bool:
         found = False
