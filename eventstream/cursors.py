@@ -38,6 +38,8 @@ STALE_FAILURE = 30.0
 """Seconds after its due time for which a failure speaks for its target; the sweep comes
 by every ten."""
 LIVELY = 0.05
+"""Seconds within which one event of a partition follows another where it is worth waiting:
+twenty a second. Each wait costs a worker's process as long at most."""
 
 
 class Taken(NamedTuple):

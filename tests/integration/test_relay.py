@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import threading
 from collections import Counter
+from typing import Any
 
 import pytest
 from django.db import connection, connections
@@ -27,8 +28,8 @@ from eventstream.relay import (
     relay_partition,
 )
 from eventstream.retrying import RetryReport, retry_dead_letters
-from eventstream.rows import OutboxRow, partition_of
-from eventstream.storage import get_storage
+from eventstream.rows import Batch, OutboxRow, partition_of
+from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets.base import Item
 from tests.support.targets import RecordingTarget
 
@@ -571,16 +572,27 @@ def test_relay_publishes_what_comes_while_it_waits(targets: Targets) -> None:
     assert len(targets["a"].batches) == 4
 
 
-def test_relay_that_waits_goes_on_behind_what_was_pruned(targets: Targets) -> None:
+def test_relay_that_waits_goes_on_behind_what_was_pruned(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
     send(3)
     relay_all("default")
     Event.objects.all().delete()
     Cursor.objects.filter(target="a").update(watermark=1)
+    read = DjangoModelStorage.number_and_read
+    read_after = []
+
+    def note(self: DjangoModelStorage, *args: Any, after: int, **options: Any) -> Batch:
+        read_after.append(after)
+        return read(self, *args, after=after, **options)
+
+    monkeypatch.setattr(DjangoModelStorage, "number_and_read", note)
 
     report = relay_partition("default", PARTITION, "a", flag=Expecting(2))
 
     assert report.event_count == 2
     assert targets["a"].ids("orders") == [1, 2, 3, 4, 5]
+    assert read_after == [1, 3, 4]
     assert cursor("a").watermark == 5
 
 
