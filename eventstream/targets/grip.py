@@ -232,11 +232,19 @@ def _joined_head(prefix: str, channel: str) -> bytes:
 
 
 def _join(items: Sequence[Item]) -> Iterator[bytes]:
-    """Yield what is published: neighbours of one channel as one item, from id to id.
+    """Yield what is published: consecutive events of a channel as one item, from id to id.
 
     A proxy goes through an item for each of its streams, in as much time for a run of events
-    as for one.
+    as for one. The order within a channel is kept, that of a kick among its events too.
     """
+    channels: dict[str, list[Item]] = {}
+    for item in items:
+        channels.setdefault(item.channel, []).append(item)
+    for each in channels.values():
+        yield from _join_channel(each)
+
+
+def _join_channel(items: Sequence[Item]) -> Iterator[bytes]:
     run: list[bytes] = []
     size = 0
     for item, following in zip(items, [*items[1:], None], strict=True):
@@ -247,7 +255,6 @@ def _join(items: Sequence[Item]) -> Iterator[bytes]:
         size += len(item.body)
         if (
             following is not None
-            and following.channel == item.channel
             and following.eid == item.eid + 1
             and size + len(following.body) <= MAX_JOINED_BYTES
         ):

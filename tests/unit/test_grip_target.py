@@ -159,16 +159,30 @@ def test_neighbours_of_a_channel_are_one_item_from_id_to_id(
     ]
 
 
+def test_events_of_a_channel_are_joined_across_those_of_others(
+    endpoint: GripEndpoint,
+) -> None:
+    other = [make_row(n, channel="b") for n in (1, 2)]
+    kick = make_row(None, id=9, kind=EventKind.KICK, channel="b", data="5")
+
+    publish(endpoint, make_row(4), other[0], kick, make_row(5), other[1], make_row(6))
+
+    ids = [(item["channel"], item["id"]) for item in endpoint.items]
+    assert ids == [
+        ("events-a%20b", "6"), ("events-b", "1"), ("user-5", "kick-9"),
+        ("user-5", "close-9"), ("events-b", "2"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "between",
     [
-        {"channel": "c", "eid": 1},
         {"eid": None},
         {"skip_users": ",1,"},
         {"kicked": ",1,"},
         {"kind": EventKind.KICK, "eid": None, "data": "4"},
     ],
-    ids=["another channel", "best effort", "skipped", "kicked", "a kick"],
+    ids=["best effort", "skipped", "kicked", "a kick"],
 )
 def test_only_what_all_streams_get_is_joined(
     endpoint: GripEndpoint, between: dict[str, object]
