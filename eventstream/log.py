@@ -36,9 +36,10 @@ from eventstream.statements import FIRST_KICK, open_cursor
 
 ROW_COLUMNS = OutboxRow._fields[:-2]
 _ROW = slice(len(OutboxRow._fields))
-_NO_END = 2**63 - 1
+NO_END = 2**63 - 1
 
-# With what the relay has to look at besides, though there hardly ever is any.
+# With what the relay has to look at besides, though there hardly ever is any. How large data
+# is, PostgreSQL knows without reading it where it is stored apart.
 _READ = f"""
 SELECT {", ".join(ROW_COLUMNS)}, '', {{age}},
   ({FIRST_KICK}) IS NOT NULL,
@@ -46,12 +47,17 @@ SELECT {", ".join(ROW_COLUMNS)}, '', {{age}},
     SELECT 1 FROM {{letter}} WHERE partition = %(partition)s
     AND position > %(after)s AND target = %(target)s
   )
-FROM {{event}} WHERE partition = %(partition)s
-  AND position > %(after)s AND position <= %(up_to)s
-ORDER BY position LIMIT %(limit)s
+FROM (
+  SELECT {", ".join(ROW_COLUMNS)}, created,
+    sum({{size}}) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING) - {{size}} AS before
+  FROM {{event}} WHERE partition = %(partition)s
+    AND position > %(after)s AND position <= %(up_to)s
+  ORDER BY position LIMIT %(limit)s
+) AS e WHERE before < %(limit_bytes)s ORDER BY position
 """  # noqa: S608  names of columns
 AGE_POSTGRESQL = "date_part('epoch', statement_timestamp() - created)"
 _AGE_SQLITE = "(julianday('now') - julianday(created)) * 86400.0"
+_SIZE_SQLITE = "length(CAST(data AS BLOB))"
 
 _READ_AFTER = f"""
 SELECT {", ".join(LogEvent._fields)},
@@ -85,18 +91,35 @@ class Log:
     # --- the relay
 
     def read_batch(
-        self, using: str, partition: int, *, after: int, limit: int, target: str
+        self,
+        using: str,
+        partition: int,
+        *,
+        after: int,
+        limit: int,
+        limit_bytes: int = NO_END,
+        target: str,
     ) -> Batch:
-        """Return the numbered rows above a position, in order."""
+        """Return the numbered rows above a position, in order.
+
+        Args:
+            using: Database alias.
+            partition: Its number.
+            after: The last position that is not wanted.
+            limit: Most rows to return.
+            limit_bytes: Bytes of data from which on no further row is returned.
+            target: Its name: what was given up for it is to be known.
+        """
         is_sqlite = connections[using].vendor == "sqlite"
         statement = _READ.format(
             event=table_name(using, Event),
             letter=table_name(using, DeadLetter),
             age=_AGE_SQLITE if is_sqlite else AGE_POSTGRESQL,
+            size=_SIZE_SQLITE if is_sqlite else "octet_length(data)",
         )
         values: dict[str, int | str] = {
             "partition": partition, "after": after, "limit": limit, "target": target,
-            "kicks_above": 0,
+            "limit_bytes": limit_bytes, "kicks_above": 0,
         }  # fmt: skip
         found: list[Any] = []
         read_at = time.monotonic()
@@ -104,7 +127,7 @@ class Log:
             # As many positions as rows are wanted: PostgreSQL may expect few rows above
             # the first, and then reads and sorts all of a backlog for its beginning.
             # Without any row there, what follows may have been pruned.
-            for up_to in (after + limit, _NO_END):
+            for up_to in (after + limit, NO_END):
                 cursor.execute(statement, {**values, "up_to": up_to})
                 found = cursor.fetchall()
                 if found:
@@ -217,10 +240,10 @@ class Log:
             "eid": eid,
             # Ids have no holes: so many of them are so many rows. With LIMIT it would read
             # and sort all that follows, where PostgreSQL expects little of the channel.
-            "up_to": min(eid + limit, _NO_END),
+            "up_to": min(eid + limit, NO_END),
             "last_eid": last_eid,
             "partition": partition_of(channel),
-            "kicks_above": _NO_END if kicks_above is None else kicks_above,
+            "kicks_above": NO_END if kicks_above is None else kicks_above,
         }
         with connections[using].cursor() as cursor:
             # Django's own way to a row takes three times as long as the driver's.

@@ -13,6 +13,7 @@ from django.db.models import BigIntegerField, F, Value
 from eventstream import conf
 from eventstream.log import (
     AGE_POSTGRESQL,
+    NO_END,
     ROW_COLUMNS,
     Log,
     database_now,
@@ -39,9 +40,13 @@ _NUMBER_POSTGRESQL = """
 WITH seen AS (
   SELECT last_position, start_eid FROM {partition} WHERE number = %(partition)s
 ), batch AS (
-  SELECT id, channel, kind FROM {event}
-  WHERE partition BETWEEN %(partition)s AND %(partition)s AND position IS NULL
-  ORDER BY partition, id LIMIT %(limit)s
+  SELECT id, channel, kind FROM (
+    SELECT id, channel, kind, sum(octet_length(data)) OVER (
+      ORDER BY partition, id ROWS UNBOUNDED PRECEDING
+    ) - octet_length(data) AS before FROM {event}
+    WHERE partition BETWEEN %(partition)s AND %(partition)s AND position IS NULL
+    ORDER BY partition, id LIMIT %(limit)s
+  ) AS waiting WHERE before < %(limit_bytes)s
 ), current AS (
   UPDATE {partition} p SET last_position = p.last_position + (SELECT count(*) FROM batch)
   FROM seen s WHERE p.number = %(partition)s AND EXISTS (SELECT 1 FROM batch)
@@ -139,7 +144,7 @@ class Numbering(Log):
         if connections[using].vendor == "sqlite":
             count = self._number_sqlite(using, partition, limit)
         else:
-            values = {"partition": partition, "limit": limit}
+            values = {"partition": partition, "limit": limit, "limit_bytes": NO_END}
             count, *_ = self._number_postgresql(using, _COUNT, values)[0]
         self._tell(using, partition, count)
         return count
@@ -151,7 +156,14 @@ class Numbering(Log):
             )
 
     def number_and_read(
-        self, using: str, partition: int, *, after: int, limit: int, target: str
+        self,
+        using: str,
+        partition: int,
+        *,
+        after: int,
+        limit: int,
+        limit_bytes: int = NO_END,
+        target: str,
     ) -> Batch:
         """Number a batch, and return the numbered rows above a position, in order.
 
@@ -163,6 +175,7 @@ class Numbering(Log):
             partition: Its number.
             after: The last position that the target has.
             limit: Most rows to number, and to return.
+            limit_bytes: Bytes of data from which on no further row is returned.
             target: Its name: what was given up for it is to be known.
 
         Raises:
@@ -172,19 +185,21 @@ class Numbering(Log):
             self.number_batch(using, partition, limit=limit)
             found = None
         else:
-            found = self._number_returning(using, partition, after, limit)
+            found = self._number_returning(using, partition, after, limit, limit_bytes)
         return found or self.read_batch(
-            using, partition, after=after, limit=limit, target=target
-        )
+            using, partition,
+            after=after, limit=limit, limit_bytes=limit_bytes, target=target,
+        )  # fmt: skip
 
     def _number_returning(
-        self, using: str, partition: int, after: int, limit: int
+        self, using: str, partition: int, after: int, limit: int, limit_bytes: int
     ) -> Batch | None:
         """Number a batch, and return it if it is what follows a position."""
         check_limit(limit)
         read_at = time.monotonic()
         values = {
-            "partition": partition, "limit": limit, "after": after, "kicks_above": 0,
+            "partition": partition, "limit": limit, "limit_bytes": limit_bytes,
+            "after": after, "kicks_above": 0,
         }  # fmt: skip
         found = self._number_postgresql(using, _RETURN, values)
         first, *_, has_kicks, count, _, _, _ = found[0]

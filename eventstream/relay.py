@@ -39,6 +39,11 @@ logger = logging.getLogger(__name__)
 MAX_REST = 0.004
 """Most seconds that a relay rests between two small batches, from the third on: what it adds
 to an event's latency at most, and only while events come faster than they can be relayed."""
+FEW = 1000
+"""Most events that are numbered and read at once, unless so many just were: a larger limit
+makes PostgreSQL read a small table as a whole, and this is executed for each event."""
+READ_CALLS = 4
+"""How many calls' worth of bytes is read at once: what a relay has in memory."""
 NO_TARGET = ""
 """The target of a wake-up that only numbers: where nothing is configured to publish to."""
 
@@ -265,15 +270,19 @@ class _Relay:
         if taken.is_lively:
             self._flag.watch()  # before the look, so that nothing falls between the two
         is_steady = False
+        count = 0
         while True:
+            limit = options.batch_size if count >= FEW else min(FEW, options.batch_size)
             began = time.monotonic()
             rows, has_letters, has_kicks, self._read_at = self._storage.number_and_read(
                 self._using,
                 self._partition,
                 after=watermark,
-                limit=options.batch_size,
+                limit=limit,
+                limit_bytes=READ_CALLS * options.batch_bytes,
                 target=self._target.name,
             )
+            count = len(rows)
             if has_kicks:
                 rows = [ask_again(row) for row in rows]
             if not rows:
@@ -294,7 +303,7 @@ class _Relay:
                 continue
             # Another may have lowered it: one that had the lease before, at its end.
             self._flag.keep_up()
-            if is_steady and len(rows) < options.batch_size:
+            if is_steady and count < limit:
                 # Batches grow while the relay rests for as long as it worked, and the
                 # other half of the processor is the sender's.
                 time.sleep(min(time.monotonic() - began, MAX_REST))
@@ -341,14 +350,15 @@ class _Relay:
     def _batches(
         self, rows: Sequence[OutboxRow]
     ) -> list[tuple[list[OutboxRow], list[Item]]]:
-        """Encode the rows, and cut them by BATCH_BYTES; a row is never cut in two."""
+        """Encode the rows, and cut them for calls of the target; a row is never cut."""
         limit = conf.get_options().batch_bytes
+        most = self._target.most_events
         batches: list[tuple[list[OutboxRow], list[Item]]] = []
         size = limit
         for row in rows:
             items = self._target.encode(row)
             row_size = items[0].size if len(items) == 1 else sum(i.size for i in items)
-            if size + row_size > limit:
+            if size + row_size > limit or len(batches[-1][0]) == most:
                 batches.append(([], []))
                 size = 0
             batches[-1][0].append(row)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from eventstream import conf
 from eventstream.models import EventKind
 from eventstream.rows import OutboxRow
 
@@ -50,6 +51,11 @@ class Target(ABC):
 
     name: str
     kind: str = "target"
+
+    @property
+    def most_events(self) -> int:
+        """The most events that it takes in a call, of however few bytes."""
+        return conf.get_options().batch_size
 
     @abstractmethod
     def encode(self, row: OutboxRow) -> list[Item]:

@@ -88,6 +88,12 @@ class BusTarget(Target):
         self._arguments = arguments
         self._client: redis.Redis | None = None
 
+    @property
+    def most_events(self) -> int:
+        """So many a web process keeps: a reader that gets more at once reads the log."""
+        options = conf.get_options()
+        return min(options.batch_size, options.queue_length)
+
     def encode(self, row: OutboxRow) -> list[Item]:
         if row.kind == EventKind.KICK:
             return [Item(row.channel, _dump([row.channel, row.data]), True)]

@@ -8,7 +8,7 @@ import threading
 import pytest
 from django.db import connections, transaction
 
-from eventstream import send_event
+from eventstream import EventSpec, send_event, send_events
 from eventstream.models import Channel, Event, EventKind, Partition
 from eventstream.rows import partition_of
 from eventstream.storage import get_storage
@@ -186,6 +186,25 @@ def test_what_is_numbered_and_read_at_once_is_what_is_read_afterwards(
     assert found.has_kicks == again.has_kicks
     storage.number_all("default", 0)
     assert_consistent()
+
+
+def test_no_more_is_read_than_fits_into_memory() -> None:
+    send_events(EventSpec("orders", "message", "€" * 10) for _ in range(5))
+    size = len((Event.objects.values_list("data", flat=True)[0]).encode())
+    assert size > 30
+    storage, partition = get_storage(), partition_of("orders")
+
+    def read(limit_bytes: int, after: int = 0) -> list[int]:
+        args = {"after": after, "limit": 5, "limit_bytes": limit_bytes, "target": "a"}
+        found = storage.number_and_read("default", partition, **args)  # type: ignore[arg-type]
+        return [row.position for row in found.rows]
+
+    assert read(2 * size) == [1, 2]  # as it is numbered
+    assert read(1, after=2) == [3]
+    storage.number_all("default", partition)
+    assert read(1) == [1]
+    assert read(2 * size + 1) == [1, 2, 3]
+    assert read(2 * size, after=3) == [4, 5]
 
 
 def test_first_event_after_a_kick_names_the_kicked_and_no_other() -> None:

@@ -31,6 +31,7 @@ from eventstream.retrying import RetryReport, retry_dead_letters
 from eventstream.rows import Batch, OutboxRow, partition_of
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets.base import Item
+from eventstream.targets.bus import BusTarget
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -264,6 +265,49 @@ def test_batches_are_cut_by_bytes(targets: Targets, settings: Settings) -> None:
     relay_partition("default", PARTITION, "a")
 
     assert targets["a"].batches == [3, 3, 1]
+    assert targets["a"].ids("orders") == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_bus_gets_no_more_at_once_than_web_processes_keep(
+    targets: Targets, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EVENTSTREAM_QUEUE_LENGTH = 3
+    monkeypatch.setattr(RecordingTarget, "most_events", BusTarget.most_events)
+    send(7)
+
+    relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].batches == [3, 3, 1]
+    assert targets["a"].ids("orders") == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [([9_000] * 7, [5, 2]), ([1] * 7, [2, 5]), ([1, *[15_000] * 6], [2, 3, 2])],
+    ids=["large", "small", "small, then large"],
+)
+def test_relay_that_is_behind_reads_more_at_once_if_that_is_not_large(
+    targets: Targets,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+    expected: list[int],
+) -> None:
+    settings.EVENTSTREAM_BATCH_BYTES = 10_000
+    monkeypatch.setattr("eventstream.relay.FEW", 2 if sizes[0] == 1 else 9)
+    send_events([EventSpec("orders", "message", "x" * size) for size in sizes])
+    read = DjangoModelStorage.number_and_read
+    counts = []
+
+    def note(*args: Any, **kwargs: Any) -> Batch:
+        found = read(*args, **kwargs)
+        counts.append(len(found.rows))
+        return found
+
+    monkeypatch.setattr(DjangoModelStorage, "number_and_read", note)
+    relay_partition("default", PARTITION, "a")
+
+    assert counts == expected
     assert targets["a"].ids("orders") == [1, 2, 3, 4, 5, 6, 7]
 
 

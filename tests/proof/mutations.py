@@ -179,7 +179,7 @@ MUTATIONS = [
     ),
     Mutation(
         "what waits is looked for along the primary key", "eventstream/numbering.py",
-        "ORDER BY partition, id LIMIT %(limit)s\n), current", "ORDER BY id LIMIT %(limit)s\n), current",
+        "    ORDER BY partition, id LIMIT %(limit)s\n  ) AS waiting", "    ORDER BY id LIMIT %(limit)s\n  ) AS waiting",
         "tests/integration/test_plans.py", True,
     ),
     Mutation(
@@ -189,8 +189,23 @@ MUTATIONS = [
     ),
     Mutation(
         "a batch is not looked for behind what was pruned", "eventstream/log.py",
-        "for up_to in (after + limit, _NO_END):", "for up_to in (after + limit,):",
+        "for up_to in (after + limit, NO_END):", "for up_to in (after + limit,):",
         "tests/integration/test_plans.py::test_batch_is_found_behind_what_was_pruned",
+    ),
+    Mutation(
+        "more is read than fits into memory", "eventstream/log.py",
+        "WHERE before < %(limit_bytes)s ORDER BY position", "ORDER BY position",
+        f"{NUMBERING}::test_no_more_is_read_than_fits_into_memory",
+    ),
+    Mutation(
+        "more is numbered and read than fits into memory", "eventstream/numbering.py",
+        ") AS waiting WHERE before < %(limit_bytes)s", ") AS waiting",
+        f"{NUMBERING}::test_no_more_is_read_than_fits_into_memory", True,
+    ),
+    Mutation(
+        "a web process gets more at once than it keeps", "eventstream/relay.py",
+        " or len(batches[-1][0]) == most", "",
+        f"{RELAY}::test_bus_gets_no_more_at_once_than_web_processes_keep",
     ),
     Mutation(
         "a watermark goes back, on PostgreSQL", "eventstream/statements.py",
