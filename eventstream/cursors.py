@@ -211,7 +211,7 @@ class Lease:
             latency: Seconds from writing the first of them until now, to be recorded.
 
         Returns:
-            Whether there is more, and nobody has paused the target.
+            Whether there is more.
 
         Raises:
             LeaseLostError: The lease is another's, or the watermark is further already.
@@ -228,7 +228,7 @@ class Lease:
             goes_on = bool(found[0])
         else:
             self._confirm(position, event_count, latency)
-            goes_on = self.has_work() and not self.is_paused()
+            goes_on = self.has_work()
         if self._was_failing:
             self._was_failing, self.has_recovered = False, True
             self._failing_others().update(next_attempt=None)
@@ -298,12 +298,6 @@ class Lease:
     def pause(self) -> PausedTarget | None:
         """Return the operator's pause of the target, if there is one."""
         return self._pauses().first()
-
-    def is_paused(self) -> bool:
-        """Say whether an operator has paused the target."""
-        if self._is_postgresql:
-            return self._execute(statements.PAUSED) is not None
-        return self._pauses().exists()
 
     def has_work(self) -> bool:
         """Say whether anything is unnumbered, or numbered and not confirmed."""

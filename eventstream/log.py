@@ -23,7 +23,15 @@ from django.db.models import (
 from django.db.models.functions import Now
 
 from eventstream import conf
-from eventstream.models import Channel, Cursor, DeadLetter, Event, EventKind, Partition
+from eventstream.models import (
+    Channel,
+    Cursor,
+    DeadLetter,
+    Event,
+    EventKind,
+    Partition,
+    PausedTarget,
+)
 from eventstream.rows import (
     Batch,
     ChannelLog,
@@ -32,7 +40,7 @@ from eventstream.rows import (
     join_users,
     partition_of,
 )
-from eventstream.statements import FIRST_KICK, open_cursor
+from eventstream.statements import FIRST_KICK, IS_PAUSED, open_cursor
 
 ROW_COLUMNS = OutboxRow._fields[:-2]
 _ROW = slice(len(OutboxRow._fields))
@@ -46,7 +54,8 @@ SELECT {", ".join(ROW_COLUMNS)}, '', {{age}},
   EXISTS (
     SELECT 1 FROM {{letter}} WHERE partition = %(partition)s
     AND position > %(after)s AND target = %(target)s
-  )
+  ),
+  {IS_PAUSED}
 FROM (
   SELECT {", ".join(ROW_COLUMNS)}, created,
     sum({{size}}) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING) - {{size}} AS before
@@ -108,12 +117,14 @@ class Log:
             after: The last position that is not wanted.
             limit: Most rows to return.
             limit_bytes: Bytes of data from which on no further row is returned.
-            target: Its name: what was given up for it is to be known.
+            target: Its name: what was given up for it, and whether it is paused, is to be
+                known.
         """
         is_sqlite = connections[using].vendor == "sqlite"
         statement = _READ.format(
             event=table_name(using, Event),
             letter=table_name(using, DeadLetter),
+            paused=table_name(using, PausedTarget),
             age=_AGE_SQLITE if is_sqlite else AGE_POSTGRESQL,
             size=_SIZE_SQLITE if is_sqlite else "octet_length(data)",
         )
@@ -133,11 +144,11 @@ class Log:
                 if found:
                     break
         if not found:
-            return Batch([], has_letters=False, has_kicks=False, read_at=read_at)
-        *_, has_kicks, has_letters = found[0]
+            return Batch([], False, False, False, read_at)
+        *_, has_kicks, has_letters, is_paused = found[0]
         rows = make_rows(found)
         rows = self._mark(using, partition, rows) if has_kicks else rows
-        return Batch(rows, bool(has_letters), bool(has_kicks), read_at)
+        return Batch(rows, bool(has_letters), bool(has_kicks), bool(is_paused), read_at)
 
     def read_newest(
         self, using: str, partition: int, *, after: int, up_to: int
@@ -245,7 +256,7 @@ class Log:
             "partition": partition_of(channel),
             "kicks_above": NO_END if kicks_above is None else kicks_above,
         }
-        with connections[using].cursor() as cursor:
+        with open_cursor(using) as cursor:
             # Django's own way to a row takes three times as long as the driver's.
             cursor.execute(statement, values)
             found = cursor.fetchall()

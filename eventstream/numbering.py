@@ -20,10 +20,10 @@ from eventstream.log import (
     make_rows,
     table_name,
 )
-from eventstream.models import Channel, DeadLetter, Event, Partition
+from eventstream.models import Channel, DeadLetter, Event, Partition, PausedTarget
 from eventstream.rows import Batch, LogEntry, partition_of
 from eventstream.signals import events_numbered
-from eventstream.statements import FIRST_KICK, open_cursor
+from eventstream.statements import FIRST_KICK, IS_PAUSED, open_cursor
 
 MAX_BATCH = 10_000
 RESET_STEP = 1_000_000_000
@@ -86,6 +86,7 @@ SELECT {_HOW_IT_WENT}
 # The rows only if they are what follows: a relay that is behind has no use for them.
 _RETURN = f"""{_NUMBER_POSTGRESQL.replace("{row}", _ROW)}
 SELECT m.*, EXISTS (SELECT 1 FROM batch WHERE kind = 1) OR ({FIRST_KICK}) IS NOT NULL,
+{IS_PAUSED},
 {_HOW_IT_WENT} FROM (SELECT 1) AS one
 LEFT JOIN moved m ON (SELECT last_position FROM current) = %(after)s
 """  # noqa: S608
@@ -176,7 +177,8 @@ class Numbering(Log):
             after: The last position that the target has.
             limit: Most rows to number, and to return.
             limit_bytes: Bytes of data from which on no further row is returned.
-            target: Its name: what was given up for it is to be known.
+            target: Its name: what was given up for it, and whether it is paused, is to be
+                known.
 
         Raises:
             ValueError: The limit is out of range.
@@ -185,24 +187,32 @@ class Numbering(Log):
             self.number_batch(using, partition, limit=limit)
             found = None
         else:
-            found = self._number_returning(using, partition, after, limit, limit_bytes)
+            found = self._number_returning(
+                using, partition, after, limit, limit_bytes, target
+            )
         return found or self.read_batch(
             using, partition,
             after=after, limit=limit, limit_bytes=limit_bytes, target=target,
         )  # fmt: skip
 
     def _number_returning(
-        self, using: str, partition: int, after: int, limit: int, limit_bytes: int
+        self,
+        using: str,
+        partition: int,
+        after: int,
+        limit: int,
+        limit_bytes: int,
+        target: str,
     ) -> Batch | None:
         """Number a batch, and return it if it is what follows a position."""
         check_limit(limit)
         read_at = time.monotonic()
         values = {
             "partition": partition, "limit": limit, "limit_bytes": limit_bytes,
-            "after": after, "kicks_above": 0,
+            "after": after, "target": target, "kicks_above": 0,
         }  # fmt: skip
         found = self._number_postgresql(using, _RETURN, values)
-        first, *_, has_kicks, count, _, _, _ = found[0]
+        first, *_, has_kicks, is_paused, count, _, _, _ = found[0]
         self._tell(using, partition, count)
         if first is None:
             return None
@@ -210,10 +220,10 @@ class Numbering(Log):
         rows = sorted(make_rows(found), key=attrgetter("position"))
         rows = self._mark(using, partition, rows) if has_kicks else rows
         # What has just been numbered cannot have been given up.
-        return Batch(rows, has_letters=False, has_kicks=has_kicks, read_at=read_at)
+        return Batch(rows, False, has_kicks, is_paused, read_at)
 
     def _number_postgresql(
-        self, using: str, statement: str, values: dict[str, int]
+        self, using: str, statement: str, values: dict[str, Any]
     ) -> list[tuple[Any, ...]]:
         """Execute one of the two until nobody was quicker, and return its rows.
 
@@ -382,4 +392,5 @@ def _names(using: str) -> dict[str, str]:
         "event": table_name(using, Event),
         "channel": table_name(using, Channel),
         "partition": table_name(using, Partition),
+        "paused": table_name(using, PausedTarget),
     }

@@ -274,7 +274,7 @@ class _Relay:
         while True:
             limit = options.batch_size if count >= FEW else min(FEW, options.batch_size)
             began = time.monotonic()
-            rows, has_letters, has_kicks, self._read_at = self._storage.number_and_read(
+            found = self._storage.number_and_read(
                 self._using,
                 self._partition,
                 after=watermark,
@@ -282,6 +282,9 @@ class _Relay:
                 limit_bytes=READ_CALLS * options.batch_bytes,
                 target=self._target.name,
             )
+            rows, has_letters, has_kicks, is_paused, self._read_at = found
+            if is_paused:
+                return  # the last look finds out, and numbers the rest
             count = len(rows)
             if has_kicks:
                 rows = [ask_again(row) for row in rows]
@@ -297,12 +300,13 @@ class _Relay:
                 watermark = rows[-1].position
                 goes_on = self._confirm(watermark)
             if not goes_on:
-                if not self._flag.more_comes() or self._lease.is_paused():
+                if not self._flag.more_comes():
                     return
                 is_steady = False
                 continue
             # Another may have lowered it: one that had the lease before, at its end.
             self._flag.keep_up()
+            self._flag.watch()  # as more came while it was at work
             if is_steady and count < limit:
                 # Batches grow while the relay rests for as long as it worked, and the
                 # other half of the processor is the sender's.

@@ -41,12 +41,14 @@ class Batch(NamedTuple):
         rows: In order.
         has_letters: Some of them may be dead letters of the target: given up already.
         has_kicks: Some of them may say who was kicked before.
+        is_paused: An operator has paused the target: none of them is to be published.
         read_at: When they were read, by time.monotonic().
     """
 
     rows: list[OutboxRow]
     has_letters: bool
     has_kicks: bool
+    is_paused: bool
     read_at: float
 
 

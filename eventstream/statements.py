@@ -53,6 +53,8 @@ FIRST_KICK = """
   ORDER BY partition, position LIMIT 1
 """
 
+IS_PAUSED = "EXISTS (SELECT 1 FROM {paused} WHERE name = %(target)s)"
+
 TAKE = """
 UPDATE {cursor} c SET lease_token = %(token)s,
   lease_until = statement_timestamp() + %(lease)s * interval '1 second'
@@ -90,15 +92,11 @@ UPDATE {cursor} c SET watermark = %(position)s,
 WHERE c.partition = %(partition)s AND c.target = %(target)s
   AND c.lease_token = %(token)s AND c.watermark <= %(position)s
   AND set_config('synchronous_commit', 'off', true) = 'off'
-RETURNING (
-    ({first_unnumbered}) IS NOT NULL OR EXISTS (
-      SELECT 1 FROM {partition}
-      WHERE number = %(partition)s AND last_position > %(position)s
-    )
-  ) AND NOT EXISTS (SELECT 1 FROM {paused} WHERE name = %(target)s)
+RETURNING ({first_unnumbered}) IS NOT NULL OR EXISTS (
+    SELECT 1 FROM {partition}
+    WHERE number = %(partition)s AND last_position > %(position)s
+  )
 """
-
-PAUSED = "SELECT 1 FROM {paused} WHERE name = %(target)s"
 
 RELEASE = """
 UPDATE {cursor} c SET lease_token = '', lease_until = NULL

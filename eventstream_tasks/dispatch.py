@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
@@ -68,7 +68,8 @@ class TaskFlag(WakeFlag):
     def __init__(
         self, using: str, partition: int, target: str, *, may_wait: bool = True
     ) -> None:
-        self._key = wake_flag(using, partition, target)
+        self._wanted = (using, partition, target)
+        self._key = wake_flag(*self._wanted)
         self._may_wait = may_wait
         self._value = _QUEUED
         self._is_out_of_reach = False
@@ -94,6 +95,17 @@ class TaskFlag(WakeFlag):
             with self._no_failure():
                 found = self._watcher.more_comes(self._watched_since + MOST_WATCHING)
         return found
+
+    def hand_on(self) -> None:
+        """If it has watched for as long as a task may, have another one go on.
+
+        That comes after whatever waits for the worker, and before the next event, which
+        otherwise would have to wait for a task of its own.
+        """
+        since = self._watched_since
+        if since and time.monotonic() >= since + MOST_WATCHING:
+            with _no_failure():
+                _enqueue([self._wanted], lambda _: partial(_send, _get_app()))
 
     @contextmanager
     def _no_failure(self) -> Iterator[None]:
@@ -280,20 +292,26 @@ def _wake(wanted: Wanted) -> None:
     """
     with _no_failure():
         names = _target_names()
-        lowered = _raise_flags(
-            [(*pair, name) for pair in sorted(wanted) for name in names]
+        _enqueue(
+            [(*pair, name) for pair in sorted(wanted) for name in names],
+            lambda each: wanted[each[:2]],
         )
-        for number, (using, partition, name) in enumerate(lowered):
-            try:
-                send = wanted[using, partition]
-                send("eventstream.publish", (using, partition, name))
-            except BaseException:
-                _lower_flags(lowered[number:])
-                raise
-            instruments.active.wake_up("sent")
-        flags = broker.connections.flags()
-        if lowered and flags is not None:
-            flags.publish(queued_topic(), b"")  # relays that watch make room
+
+
+def _enqueue(
+    wanted: list[tuple[str, int, str]], sending: Callable[[tuple[str, int, str]], Send]
+) -> None:
+    lowered = _raise_flags(wanted)
+    for number, each in enumerate(lowered):
+        try:
+            sending(each)("eventstream.publish", each)
+        except BaseException:
+            _lower_flags(lowered[number:])
+            raise
+        instruments.active.wake_up("sent")
+    flags = broker.connections.flags()
+    if lowered and flags is not None:
+        flags.publish(queued_topic(), b"")  # relays that watch make room
 
 
 def _raise_flags(wanted: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:

@@ -61,6 +61,8 @@ def publish(self: Task[Any, Any], using: str, partition: int, target: str) -> No
         may_wait = not self.request.is_eager
         flag = TaskFlag(using, partition, target, may_wait=may_wait)
         report = relay_partition(using, partition, target, flag=flag)
+        if report.outcome is Outcome.DONE:
+            flag.hand_on()
         if report.has_recovered:
             get_dispatcher().wake(using, {number for number, _ in pending(using)})
         return report

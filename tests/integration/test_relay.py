@@ -616,6 +616,31 @@ def test_relay_publishes_what_comes_while_it_waits(targets: Targets) -> None:
     assert len(targets["a"].batches) == 4
 
 
+class Noting(WakeFlag):
+    """Notes how often it was told to watch."""
+
+    def __init__(self) -> None:
+        self.watches = 0
+
+    def watch(self) -> None:
+        self.watches += 1
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_relay_watches_once_more_has_come_while_it_was_at_work(
+    targets: Targets, more: int
+) -> None:
+    relay_all("default")
+    left = [send] * more
+    targets["a"].before = lambda: left.pop()() if left else None
+    send()
+    flag = Noting()
+
+    relay_partition("default", PARTITION, "a", flag=flag)
+
+    assert flag.watches == more
+
+
 def test_relay_that_waits_goes_on_behind_what_was_pruned(
     targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:

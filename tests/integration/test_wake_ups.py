@@ -266,10 +266,10 @@ class Watching:
         self._app.set_current()  # as a worker does
         began = time.monotonic()
         try:
-            flag = dispatch.TaskFlag("default", PARTITION, "bus")
-            relay_partition("default", PARTITION, "bus", flag=flag)
+            tasks.publish("default", PARTITION, "bus")
         finally:
             self.seconds = time.monotonic() - began
+            close_kept()
             connections.close_all()
 
     def until_it_waits(self) -> None:
@@ -394,6 +394,9 @@ def test_relay_does_not_wait_for_ever_for_what_keeps_coming(
     assert looks == [True, True, False]
     assert len(watches) == 1
     assert 1 <= relay.seconds < 20
+    # Another goes on, after those, and no event has to wait for it to be enqueued.
+    assert waiting(valkey) == 2
+    assert valkey.client.get(relay.flag) == dispatch._QUEUED
 
 
 @pytest.mark.usefixtures("long_watch")
@@ -410,7 +413,7 @@ def test_event_whose_call_was_lost_is_found_when_the_wait_ends(
     tasks = waiting(valkey)
     relay.end()
 
-    assert tasks == 1
+    assert tasks == waiting(valkey) == 1  # and nobody goes on, where nothing comes
     assert Event.objects.filter(position=None).count() == 0
 
 

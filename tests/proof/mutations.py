@@ -74,7 +74,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a relay at work leaves the flag as another left it", "eventstream/relay.py",
-        "            self._flag.keep_up()\n            if is_steady", "            if is_steady",
+        "            self._flag.keep_up()\n            self._flag.watch()", "            self._flag.watch()",
         f"{WAKING}::test_relay_at_work_raises_the_flag_that_another_has_lowered",
     ),
     Mutation(
@@ -288,9 +288,24 @@ MUTATIONS = [
         "tests/unit/test_waking.py",
     ),
     Mutation(
-        "a relay that waits publishes to a target that is paused", "eventstream/relay.py",
-        " or self._lease.is_paused()", "",
+        "a relay publishes to a target that is paused meanwhile", "eventstream/relay.py",
+        "            if is_paused:\n", "            if False:\n",
         f"{WAKING}::test_target_that_is_paused_during_the_wait_gets_nothing_more",
+    ),
+    Mutation(
+        "nobody goes on after a relay that has waited for as long as it may", "eventstream_tasks/tasks.py",
+        "            flag.hand_on()\n", "            pass\n",
+        f"{WAKING}::test_relay_does_not_wait_for_ever_for_what_keeps_coming",
+    ),
+    Mutation(
+        "a relay hands on though nothing comes any more", "eventstream_tasks/dispatch.py",
+        "if since and time.monotonic() >= since + MOST_WATCHING:", "if since:",
+        f"{WAKING}::test_event_whose_call_was_lost_is_found_when_the_wait_ends",
+    ),
+    Mutation(
+        "a relay does not watch though more comes while it is at work", "eventstream/relay.py",
+        "            self._flag.watch()  # as more", "            # as more",
+        f"{RELAY}::test_relay_watches_once_more_has_come_while_it_was_at_work",
     ),
     Mutation(
         "a relay that waits makes room for nobody", "eventstream_tasks/dispatch.py",
