@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
@@ -104,8 +104,10 @@ class TaskFlag(WakeFlag):
         """
         since = self._watched_since
         if since and time.monotonic() >= since + MOST_WATCHING:
+            # In no context: the trace of a busy channel's first event would never end.
+            send = Context().run(_sending, _get_app())
             with _no_failure():
-                _enqueue([self._wanted], lambda _: partial(_send, _get_app()))
+                _enqueue([self._wanted], lambda _: send)
 
     @contextmanager
     def _no_failure(self) -> Iterator[None]:

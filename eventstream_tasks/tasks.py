@@ -56,18 +56,19 @@ def _carried(task: Task[Any, Any]) -> dict[str, str]:
 def publish(self: Task[Any, Any], using: str, partition: int, target: str) -> None:
     """Relay one partition to one target; retry three times, then leave it to the sweep."""
 
+    # An eager one is in its sender, who waits for nothing.
+    may_wait = not self.request.is_eager
+    flag = TaskFlag(using, partition, target, may_wait=may_wait)
+
     def relay() -> Report:
-        # An eager one is in its sender, who waits for nothing.
-        may_wait = not self.request.is_eager
-        flag = TaskFlag(using, partition, target, may_wait=may_wait)
         report = relay_partition(using, partition, target, flag=flag)
-        if report.outcome is Outcome.DONE:
-            flag.hand_on()
         if report.has_recovered:
             get_dispatcher().wake(using, {number for number, _ in pending(using)})
         return report
 
     report = _call(self, relay)
+    if report.outcome is Outcome.DONE:
+        flag.hand_on()
     retries = self.request.retries
     is_failing = report.outcome is Outcome.FAILED or (
         report.outcome is Outcome.WAITING and retries > 0

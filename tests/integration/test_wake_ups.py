@@ -545,6 +545,26 @@ def test_task_is_sent_in_the_context_of_whoever_came_first(valkey: Valkey) -> No
     assert seen == ["first"]
 
 
+def test_task_that_goes_on_is_sent_in_no_context(valkey: Valkey) -> None:
+    """Else the trace of the first event of a busy channel would have no end."""
+    request_id = ContextVar("request_id", default="none")
+    seen = []
+
+    def look(**_: object) -> None:
+        seen.append(request_id.get())
+
+    flag = dispatch.TaskFlag("default", PARTITION, "bus")
+    flag._watched_since = time.monotonic() - dispatch.MOST_WATCHING
+    before_task_publish.connect(look)
+    token = request_id.set("first")
+    flag.hand_on()
+    request_id.reset(token)
+    before_task_publish.disconnect(look)
+
+    assert waiting(valkey) == 1
+    assert seen == ["none"]
+
+
 def test_eager_task_runs_in_the_sender(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,8 +294,13 @@ MUTATIONS = [
     ),
     Mutation(
         "nobody goes on after a relay that has waited for as long as it may", "eventstream_tasks/tasks.py",
-        "            flag.hand_on()\n", "            pass\n",
+        "        flag.hand_on()\n", "        pass\n",
         f"{WAKING}::test_relay_does_not_wait_for_ever_for_what_keeps_coming",
+    ),
+    Mutation(
+        "a task that goes on is in the trace of the first event", "eventstream_tasks/dispatch.py",
+        "Context().run(_sending, _get_app())", "_sending(_get_app())",
+        f"{WAKING}::test_task_that_goes_on_is_sent_in_no_context",
     ),
     Mutation(
         "a relay hands on though nothing comes any more", "eventstream_tasks/dispatch.py",
