@@ -66,6 +66,7 @@ def test_processes_add_up(tmp_path: Path) -> None:
         assert shown["eventstream_events_total"] == 30
         assert shown["eventstream_confirmed_total"] == 30
         assert shown["eventstream_confirm_seconds_count"] == 30
-        assert shown["eventstream_wake_ups_total"] == 30
+        # A relay that has waited for as long as it may has another one go on.
+        assert 30 <= shown["eventstream_wake_ups_total"] < 60
         assert shown["eventstream_publish_attempts_total"] > 0
     assert 0 < one["eventstream_delivery_seconds_sum"] < 60
