@@ -40,11 +40,11 @@ _NUMBER_POSTGRESQL = """
 WITH seen AS (
   SELECT last_position, start_eid FROM {partition} WHERE number = %(partition)s
 ), batch AS (
-  SELECT id, channel, kind FROM (
-    SELECT id, channel, kind, sum(octet_length(data)) OVER (
-      ORDER BY partition, id ROWS UNBOUNDED PRECEDING
-    ) - octet_length(data) AS before FROM {event}
+  SELECT id, channel, kind, place FROM (
+    SELECT id, channel, kind, row_number() OVER w AS place,
+      sum(octet_length(data)) OVER w - octet_length(data) AS before FROM {event}
     WHERE partition BETWEEN %(partition)s AND %(partition)s AND position IS NULL
+    WINDOW w AS (ORDER BY partition, id ROWS UNBOUNDED PRECEDING)
     ORDER BY partition, id LIMIT %(limit)s
   ) AS waiting WHERE before < %(limit_bytes)s
 ), current AS (
@@ -63,7 +63,7 @@ WITH seen AS (
   SET last_eid = c.last_eid + excluded.last_eid - (SELECT start_eid FROM current)
   RETURNING name, last_eid
 ), numbered AS (
-  SELECT b.id, row_number() OVER (ORDER BY b.id) AS place,
+  SELECT b.id, b.place,
     CASE WHEN b.kind = 0 THEN u.last_eid - g.event_count
       + count(*) FILTER (WHERE b.kind = 0) OVER (PARTITION BY b.channel ORDER BY b.id)
     END AS eid

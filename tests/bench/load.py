@@ -22,8 +22,9 @@ import sys
 import time
 from typing import NamedTuple
 
-_NUMBER = re.compile(rb'^data: \{"n": (\d+), "t": (\d+)', re.MULTILINE)
-_ID = re.compile(rb"^id: ([^\n]*)$", re.MULTILINE)
+# With the line end before it: "^" is looked for at every byte, which takes thrice as long.
+_NUMBER = re.compile(rb'\ndata: \{"n": (\d+), "t": (\d+)')
+_ID = b"\nid: "
 _ERROR = b"event: stream-error"
 _RESET = b"event: stream-reset"
 _OPEN = b"event: stream-open"
@@ -36,7 +37,7 @@ class Parsed(NamedTuple):
 
     numbers: list[int]
     is_consecutive: bool
-    sent_at: list[int]
+    sent_at: list[bytes]
     last_id: bytes
     opens: int
     resets: int
@@ -51,15 +52,16 @@ def parse(text: bytes) -> Parsed:
     known = _memo.get(text)
     if known is not None:
         return known
-    pairs = _NUMBER.findall(text)
+    lines = b"\n" + text
+    pairs = _NUMBER.findall(lines)
     numbers = [int(number) for number, _ in pairs]
-    ids = _ID.findall(text)
     first = numbers[0] if numbers else 0
+    *_, last_id = lines.rpartition(_ID)
     parsed = Parsed(
         numbers,
         numbers == list(range(first, first + len(numbers))),
-        [int(sent_at) for _, sent_at in pairs],
-        ids[-1] if ids else b"",
+        [sent_at for _, sent_at in pairs],
+        last_id.partition(b"\n")[0] if len(last_id) < len(lines) else b"",
         text.count(_OPEN),
         text.count(_RESET),
         text.count(_ERROR),
@@ -244,7 +246,7 @@ class Load:
         if self.options.latencies:
             arrived = time.time_ns()
             self.latencies += [
-                (n, arrived - t) for n, t in zip(numbers, parsed.sent_at, strict=True)
+                (n, arrived - int(t)) for n, t in zip(numbers, parsed.sent_at, strict=True)
             ]
             self.arrivals += [(n, arrived) for n in numbers]
         if numbers[0] == client.last + 1 and parsed.is_consecutive:
