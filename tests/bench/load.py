@@ -246,7 +246,8 @@ class Load:
         if self.options.latencies:
             arrived = time.time_ns()
             self.latencies += [
-                (n, arrived - int(t)) for n, t in zip(numbers, parsed.sent_at, strict=True)
+                (n, arrived - int(t))
+                for n, t in zip(numbers, parsed.sent_at, strict=True)
             ]
             self.arrivals += [(n, arrived) for n in numbers]
         if numbers[0] == client.last + 1 and parsed.is_consecutive:
