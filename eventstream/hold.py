@@ -134,8 +134,10 @@ def _respond(
     now = time.time()
     options = conf.get_options()
     base = request.path.partition("/next/")[0].rstrip("/") + "/"
-    escaped = escape_format(text) if positions else text
-    if not is_last or len(escaped.encode()) > MAX_HOLD_BYTES:
+    # A large one is not copied to learn that it is.
+    is_whole = is_last and len(text) <= MAX_HOLD_BYTES
+    escaped = escape_format(text) if positions and is_whole else text
+    if not is_whole or len(escaped.encode()) > MAX_HOLD_BYTES:
         # No hold: the proxy sends this on and asks the link at once. A first answer may be
         # large only if it has no filters.
         is_bare = is_opening or not positions
@@ -153,7 +155,7 @@ def _respond(
         instruct.add_channel(channel)
         instruct.meta["id_format"] = "page"
         instruct.set_next_link(link)
-        return HttpResponse(escaped, content_type=CONTENT_TYPE)
+        return HttpResponse(escape_format(text), content_type=CONTENT_TYPE)
     instruct = request.grip.start_instruct()  # type: ignore[attr-defined]
     instruct.set_hold_stream()
     prefix = conf.grip_prefix()

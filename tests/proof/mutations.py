@@ -224,7 +224,7 @@ MUTATIONS = [
     ),
     Mutation(
         "numbered in descending order, on PostgreSQL", "eventstream/numbering.py",
-        "row_number() OVER (ORDER BY b.id) AS place,\n    CASE WHEN b.kind = 0 THEN u.last_eid",
+        "b.place,\n    CASE WHEN b.kind = 0 THEN u.last_eid",
         "row_number() OVER (ORDER BY b.id DESC) AS place,\n    CASE WHEN b.kind = 0 THEN u.last_eid",
         NUMBERING, True,
     ),
