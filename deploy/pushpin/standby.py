@@ -25,11 +25,17 @@ _ANSWER = (
 )
 _EMPTY_STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"
-    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+    b"%sContent-Length: 0\r\nConnection: close\r\n\r\n"
 )
+_MAY_READ = (
+    b"Access-Control-Allow-Origin: %s\r\nAccess-Control-Allow-Credentials: true\r\n"
+)
+"""Whatever the origin: there is nothing to read, and a page of one that is not named here
+takes the answer for an error and gives up as well."""
 _OPENING = re.compile(rb"GET .*\r\nAccept: *text/event-stream *\r\n", re.I | re.S)
 """What an EventSource sends, and Pushpin does not when it asks a stream's next link. Not a
 POST, whose sender would take 200 for done."""
+_ORIGIN = re.compile(rb"\r\nOrigin: *([^\r\n]+)", re.I)
 _PATIENCE = 10.0
 
 
@@ -73,11 +79,18 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     ):
         async with asyncio.timeout(_PATIENCE):
             head = await reader.readuntil(b"\r\n\r\n")
-            writer.write(_EMPTY_STREAM if _OPENING.match(head) else _ANSWER)
+            writer.write(_respond(head))
             # A connection that is closed with a body unread is reset, and the answer lost.
             while await reader.read(65536):
                 pass
     writer.close()
+
+
+def _respond(head: bytes) -> bytes:
+    if not _OPENING.match(head):
+        return _ANSWER
+    origin = _ORIGIN.search(head)
+    return _EMPTY_STREAM % (_MAY_READ % origin[1] if origin else b"")
 
 
 if __name__ == "__main__":

@@ -289,9 +289,12 @@ def test_stream_through_caddy_is_not_buffered(stack: Stack, tmp_path: Path) -> N
             with Stream(url + path) as answer:
                 assert answer.status == 404
         stack.pushpin.process.kill()
-        with Stream(f"{url}?channel=caddy") as stream:
+        headers = {"Origin": "https://shop.example.com"}
+        with Stream(f"{url}?channel=caddy", headers=headers) as stream:
             assert stream.status == 200
             assert stream.headers["Content-Type"] == "text/event-stream"
+            allowed = stream.headers["Access-Control-Allow-Origin"]
+            assert allowed == headers["Origin"]
             with pytest.raises(EOFError):
                 stream.next(timeout=5)
         with Stream(f"{url}?channel=caddy", headers={"Accept": "*/*"}) as answer:

@@ -73,7 +73,21 @@ def test_stream_that_opens_is_answered_by_an_empty_one(
         if status == 200:
             assert response.headers["Content-Type"] == "text/event-stream"
             assert response.headers["Cache-Control"] == "no-store"
+            assert response.headers["Access-Control-Allow-Origin"] is None
             assert response.read() == b""
+
+
+def test_empty_stream_is_for_a_page_of_any_origin(command: Process, port: int) -> None:
+    headers = {"accept": "text/event-stream", "origin": "https://shop.example.com"}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", "/events/?channel=orders", headers=headers)
+        response = connection.getresponse()
+
+        assert response.status == 200
+        allowed = response.headers["Access-Control-Allow-Origin"]
+        assert allowed == "https://shop.example.com"
+        assert response.headers["Access-Control-Allow-Credentials"] == "true"
 
 
 def test_it_ends_with_what_it_belongs_to(command: Process, port: int) -> None:

@@ -413,7 +413,12 @@ MUTATIONS = [
     ),
     Mutation(
         "who opens a stream gets 502 while no web process is there", "deploy/pushpin/standby.py",
-        "_EMPTY_STREAM if _OPENING.match(head) else _ANSWER", "_ANSWER",
+        "if not _OPENING.match(head):", "if True:",
+        "tests/acceptance/test_standby.py",
+    ),
+    Mutation(
+        "a page of another origin may not read an empty stream", "deploy/pushpin/standby.py",
+        'if origin else b"")', 'if False else b"")',
         "tests/acceptance/test_standby.py",
     ),
     Mutation(
