@@ -99,6 +99,37 @@ def test_sentinel_promotes_the_replica_and_every_event_arrives() -> None:
         assert list(numbers(stream.take(10, timeout=40))) == list(range(21, 31))
 
 
+def test_bus_needs_nothing_but_its_own_names() -> None:
+    """The ACL of docs/howto/deploy.md; the broker has names of Celery's."""
+    with ExitStack() as exits:
+        valkey = exits.enter_context(Valkey())
+        names = ["eventstream:*"]
+        valkey.client.acl_setuser(
+            "bus",
+            enabled=True,
+            passwords=["+secret"],
+            keys=names,
+            channels=names,
+            commands=["+@all"],
+        )
+        settings = {
+            "EVENTSTREAM_REDIS": f"redis://bus:secret@127.0.0.1:{valkey.port}/0",
+            "EVENTSTREAM_DISPATCHER": "eventstream_tasks.dispatch.CeleryDispatcher",
+            "CELERY_BROKER_URL": valkey.url,
+        }
+        env = {"ES_SET": json.dumps(settings)}
+        stack = exits.enter_context(running(with_valkey=False, env=env))
+        stream = exits.enter_context(Stream(f"{stack.url}/events/?channel=orders"))
+        stream.open()
+        for count in range(30):  # so many that the relay waits for the next
+            stack.send("orders")
+            assert list(numbers([stream.next(timeout=4)])) == [count + 1]
+
+        assert valkey.client.acl_log() == []
+        watched = valkey.client.info("commandstats")["cmdstat_subscribe"]["calls"]
+        assert watched > 1  # the hub's is one
+
+
 class Sender:
     """Sends events one by one, past nginx, until it is stopped."""
 
