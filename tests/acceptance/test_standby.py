@@ -18,6 +18,7 @@ from tests.support.processes import (
     python,
     wait_for,
 )
+from tests.support.pushpin import Pushpin
 
 STANDBY = str(ROOT / "deploy/pushpin/standby.py")
 
@@ -88,6 +89,22 @@ def test_empty_stream_is_for_a_page_of_any_origin(command: Process, port: int) -
         allowed = response.headers["Access-Control-Allow-Origin"]
         assert allowed == "https://shop.example.com"
         assert response.headers["Access-Control-Allow-Credentials"] == "true"
+
+
+def test_route_that_is_written_has_it_as_a_second_target() -> None:
+    pushpin = Pushpin(free_port())  # of a web process that is not there
+    with contextlib.closing(pushpin):
+        answers = []
+        for accept in ("*/*", "text/event-stream"):
+            connection = http.client.HTTPConnection(
+                "127.0.0.1", pushpin.port, timeout=10
+            )
+            with contextlib.closing(connection):
+                connection.request("GET", "/events/", headers={"accept": accept})
+                response = connection.getresponse()
+                answers.append((response.status, response.read()))
+
+    assert answers == [(502, b"No web process can be reached.\n"), (200, b"")]
 
 
 def test_it_ends_with_what_it_belongs_to(command: Process, port: int) -> None:

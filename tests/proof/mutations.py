@@ -409,7 +409,7 @@ MUTATIONS = [
     Mutation(
         "nobody answers a proxy whose web process is away", "deploy/pushpin/routes.template",
         " 127.0.0.1:$standby_port", "",
-        "tests/acceptance/test_faults.py::test_no_stream_stays_behind_when_nobody_answers_its_proxy",
+        "tests/acceptance/test_standby.py::test_route_that_is_written_has_it_as_a_second_target",
     ),
     Mutation(
         "who opens a stream gets 502 while no web process is there", "deploy/pushpin/standby.py",
