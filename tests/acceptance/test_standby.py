@@ -93,16 +93,22 @@ def test_empty_stream_is_for_a_page_of_any_origin(command: Process, port: int) -
 
 def test_route_that_is_written_has_it_as_a_second_target() -> None:
     pushpin = Pushpin(free_port())  # of a web process that is not there
-    with contextlib.closing(pushpin):
-        answers = []
-        for accept in ("*/*", "text/event-stream"):
-            connection = http.client.HTTPConnection(
-                "127.0.0.1", pushpin.port, timeout=10
-            )
-            with contextlib.closing(connection):
+    answers: list[tuple[int, bytes]] = []
+
+    def ask(accept: str) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", pushpin.port, timeout=10)
+        with contextlib.closing(connection):
+            try:
                 connection.request("GET", "/events/", headers={"accept": accept})
                 response = connection.getresponse()
-                answers.append((response.status, response.read()))
+            except ConnectionError:  # it listens before all of its parts are there
+                return False
+            answers.append((response.status, response.read()))
+            return True
+
+    with contextlib.closing(pushpin):
+        wait_for(lambda: ask("*/*"), "Pushpin answers")
+        wait_for(lambda: ask("text/event-stream"), "it answers who opens a stream")
 
     assert answers == [(502, b"No web process can be reached.\n"), (200, b"")]
 
