@@ -24,7 +24,10 @@ class Instruments:
         """A batch, by how many seconds old each of its events was then."""
 
     def wake_up(self, outcome: str) -> None:
-        """One wake-up: "sent", "coalesced", "failed" or "skipped" (the circuit is open)."""
+        """One wake-up: "sent", "coalesced", "failed" or "skipped" (the circuit is open).
+
+        Or "handed-on", by a relay that has waited for the next event for as long as it may.
+        """
 
     def circuit_open_until(self, instant: float) -> None:
         """No wake-up is tried until then, in seconds since the epoch."""

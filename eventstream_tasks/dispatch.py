@@ -107,7 +107,7 @@ class TaskFlag(WakeFlag):
             # In no context: the trace of a busy channel's first event would never end.
             send = Context().run(_sending, _get_app())
             with _no_failure():
-                _enqueue([self._wanted], lambda _: send)
+                _enqueue([self._wanted], lambda _: send, "handed-on")
 
     @contextmanager
     def _no_failure(self) -> Iterator[None]:
@@ -294,15 +294,21 @@ def _wake(wanted: Wanted) -> None:
     """
     with _no_failure():
         names = _target_names()
-        _enqueue(
+        raised = _enqueue(
             [(*pair, name) for pair in sorted(wanted) for name in names],
             lambda each: wanted[each[:2]],
+            "sent",
         )
+        for _ in range(raised):  # a task that has not read yet is on its way
+            instruments.active.wake_up("coalesced")
 
 
 def _enqueue(
-    wanted: list[tuple[str, int, str]], sending: Callable[[tuple[str, int, str]], Send]
-) -> None:
+    wanted: list[tuple[str, int, str]],
+    sending: Callable[[tuple[str, int, str]], Send],
+    outcome: str,
+) -> int:
+    """Enqueue a task for each whose flag is down; return how many were up."""
     lowered = _raise_flags(wanted)
     for number, each in enumerate(lowered):
         try:
@@ -310,10 +316,11 @@ def _enqueue(
         except BaseException:
             _lower_flags(lowered[number:])
             raise
-        instruments.active.wake_up("sent")
+        instruments.active.wake_up(outcome)
     flags = broker.connections.flags()
     if lowered and flags is not None:
         flags.publish(queued_topic(), b"")  # relays that watch make room
+    return len(wanted) - len(lowered)
 
 
 def _raise_flags(wanted: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
@@ -327,9 +334,6 @@ def _raise_flags(wanted: list[tuple[str, int, str]]) -> list[tuple[str, int, str
         raising.set(wake_flag(*each), _QUEUED, nx=True, ex=lifetime)
     raising.publish(wanted_topic(), "\n".join(wake_flag(*each) for each in wanted))
     *was_down, _ = raising.execute()
-    for is_down in was_down:
-        if not is_down:  # a task that has not read yet is on its way
-            instruments.active.wake_up("coalesced")
     return [each for each, is_down in zip(wanted, was_down, strict=True) if is_down]
 
 
