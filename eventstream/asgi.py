@@ -9,13 +9,17 @@ response lasts. With this around it, that is no longer than the view: the view s
 reads what, Django sends the head of the answer and ends the request, and the stream is
 written from here. Without it streams work as well, with Django's memory for each.
 
+It also has those wait in line who ask for a stream when many do, as after a restart.
+
 Imports nothing that needs Django set up: a project's asgi.py does that after its imports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from django.http import HttpResponse
 
@@ -35,12 +39,55 @@ _MARK_BYTES = _MARK.lower().encode()
 # The length of an empty body, which is what CommonMiddleware has seen.
 _LEFT_OUT = (_MARK_BYTES, b"content-length")
 
+AT_ONCE = 32
+"""Most requests for streams that Django answers at the same time in a process.
+
+It has a thread for each. A thousand take turns with one Python for every few bytes from the
+database, hold their connections meanwhile, and others wait for one in vain.
+"""
+
+PATIENCE = 10.0
+"""Seconds to wait in line: nobody's slow permissions are to stop all others' streams."""
+
+
+class _Line:
+    """Those who ask for a stream, in the order in which they came."""
+
+    def __init__(self) -> None:
+        # An asyncio semaphore belongs to the event loop that it first waited in.
+        self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
+        self._places = WeakKeyDictionary()
+
+    async def enter(self) -> asyncio.Semaphore | None:
+        """Return what is to be released once answered; after PATIENCE, nothing."""
+        loop = asyncio.get_running_loop()
+        places = self._places.setdefault(loop, asyncio.Semaphore(AT_ONCE))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await places.acquire()
+        except TimeoutError:
+            return None
+        return places
+
+
+def _asks_for_stream(scope: Message) -> bool:
+    """Say whether a request is for a stream, or a proxy's question after one that it holds.
+
+    Before Django has looked at it: a project's other requests are not to stand in line.
+    """
+    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    names = dict(headers)
+    if b"text/event-stream" in names.get(b"accept", b""):
+        return True
+    return b"grip-sig" in names and "/next/" in scope["path"]
+
 
 class _Handover:
     """What a view asks the application around Django to go on with."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self.places: asyncio.Semaphore | None = None
         self.write: Write | None = None
         self.is_taken = False
 
@@ -51,6 +98,7 @@ class _Handover:
         """
         if self.is_taken:
             return  # the end of a body that goes on here
+        self.leave_line()
         if message["type"] == "http.response.start" and self.write is not None:
             headers = message["headers"]
             if any(name.lower() == _MARK_BYTES for name, _ in headers):
@@ -60,9 +108,16 @@ class _Handover:
                 ]
         await self._send(message)
 
+    def leave_line(self) -> None:
+        """Let the next one in, once: when the answer begins, or there will be none."""
+        places, self.places = self.places, None
+        if places is not None:
+            places.release()
+
 
 def hold_streams(application: Application) -> Application:
     """Return the application, with its streams held beside it."""
+    line = _Line()
 
     async def hold(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,7 +126,12 @@ def hold_streams(application: Application) -> Application:
         handover = _Handover(send)
         # Not a copy: the view takes the token out of what the server will log.
         scope[_KEY] = handover
-        await application(scope, receive, handover.send)
+        if _asks_for_stream(scope):
+            handover.places = await line.enter()
+        try:
+            await application(scope, receive, handover.send)
+        finally:
+            handover.leave_line()
         # Whoever still has the request, a log record for instance, is not to have the stream.
         write, handover.write = handover.write, None
         if write is not None and handover.is_taken:

@@ -227,8 +227,10 @@ class Log:
 
     def start_eid(self, using: str) -> int:
         """Return what the ids of a new channel follow: 0, unless readers were reset."""
-        starts = Partition.objects.using(using).aggregate(start=Max("start_eid"))
-        return starts["start"] or 0
+        statement = f"SELECT max(start_eid) FROM {table_name(using, Partition)}"  # noqa: S608
+        with open_cursor(using) as cursor:
+            cursor.execute(statement)
+            return cursor.fetchone()[0] or 0
 
     def read_after(
         self,

@@ -186,6 +186,11 @@ class Load:
                 self.refused += 1
                 self.disconnect(client)
                 return
+            if b"\r\ncontent-length: 0" in head.lower():
+                # An empty stream: whoever answers has no more time. To be asked for again.
+                self.reconnects += 1
+                self.disconnect(client)
+                return
         text, is_over = (
             self.unchunk(client, data) if client.is_chunked else (data, False)
         )

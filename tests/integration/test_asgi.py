@@ -15,8 +15,8 @@ from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from pytest_django import Settings
 
-from eventstream import limits, send_event
-from eventstream.asgi import Message, hold_streams
+from eventstream import asgi, limits, send_event
+from eventstream.asgi import Message, Receive, Send, hold_streams
 from eventstream.hub import get_hub
 from eventstream.testing import drain_outbox
 
@@ -207,3 +207,122 @@ async def test_lifespan_is_not_touched() -> None:
     await hold_streams(application)({"type": "lifespan"}, None, None)
 
     assert seen == [{"type": "lifespan"}]
+
+
+class Opening:
+    """An application that answers when it is told to, and what stands around it."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.may_answer = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.answers = 0
+        self.application = hold_streams(self._answer)
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        self.inside += 1
+        await self.may_answer.wait()
+        self.inside -= 1
+        if scope["path"] == "/broken/":
+            raise RuntimeError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await self.may_end.wait()
+
+    def ask(
+        self, count: int, path: str = "/events/", **headers: str
+    ) -> list[asyncio.Task[None]]:
+        pairs = [
+            (name.replace("_", "-").encode(), value.encode())
+            for name, value in headers.items()
+        ]
+        scope = {"type": "http", "path": path, "headers": pairs}
+        return [
+            asyncio.ensure_future(
+                self.application(dict(scope), self._receive, self._send)
+            )
+            for _ in range(count)
+        ]
+
+    async def _receive(self) -> Message:
+        raise AssertionError
+
+    async def _send(self, message: Message) -> None:
+        self.answers += 1
+
+
+@pytest.fixture
+def opening() -> Opening:
+    return Opening()
+
+
+STREAM = {"accept": "text/event-stream"}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [("/events/", STREAM), ("/events/next/abc/", {"grip_sig": "x"})],
+)
+async def test_those_who_ask_for_streams_at_once_wait_in_line(
+    opening: Opening, path: str, headers: dict[str, str]
+) -> None:
+    tasks = opening.ask(3 * asgi.AT_ONCE, path, **headers)
+    await asyncio.sleep(0.05)
+    assert opening.inside == asgi.AT_ONCE
+    opening.may_answer.set()
+    await asyncio.sleep(0.05)
+    # Though none of them has ended: an answer that begins has left the line.
+    assert opening.answers == 3 * asgi.AT_ONCE
+    opening.may_end.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_other_requests_do_not_stand_in_line(opening: Opening) -> None:
+    tasks = opening.ask(asgi.AT_ONCE, **STREAM)
+    tasks += opening.ask(20, "/orders/", accept="text/html")
+    tasks += opening.ask(20, "/orders/", grip_sig="x")
+    tasks += opening.ask(20, "/events/next/abc/")
+    await asyncio.sleep(0.05)
+    assert opening.inside == asgi.AT_ONCE + 60
+    opening.may_answer.set()
+    opening.may_end.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_answer_that_fails_leaves_the_line(opening: Opening) -> None:
+    opening.may_answer.set()
+    opening.may_end.set()
+    failed = opening.ask(2 * asgi.AT_ONCE, "/broken/", **STREAM)
+    await asyncio.gather(*failed, return_exceptions=True)
+    await asyncio.wait_for(asyncio.gather(*opening.ask(1, **STREAM)), 5)
+    assert opening.answers == 1
+
+
+async def test_who_gives_up_in_the_line_takes_no_place(opening: Opening) -> None:
+    tasks = opening.ask(asgi.AT_ONCE, **STREAM)
+    waiting = opening.ask(asgi.AT_ONCE, **STREAM)
+    await asyncio.sleep(0.05)
+    for task in waiting:
+        task.cancel()
+    tasks += opening.ask(1, **STREAM)
+    opening.may_answer.set()
+    opening.may_end.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+
+
+async def test_nobody_waits_in_line_for_ever(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "PATIENCE", 0.1)
+    tasks = opening.ask(asgi.AT_ONCE + 5, **STREAM)
+    await asyncio.sleep(0.4)
+    assert opening.inside == asgi.AT_ONCE + 5
+    opening.may_answer.set()
+    opening.may_end.set()
+    await asyncio.gather(*tasks)
+    # Whoever had no place gives none back.
+    opening.may_answer.clear()
+    tasks = opening.ask(asgi.AT_ONCE + 1, **STREAM)
+    await asyncio.sleep(0.05)
+    assert opening.inside == asgi.AT_ONCE
+    opening.may_answer.set()
+    await asyncio.gather(*tasks)

@@ -453,6 +453,11 @@ MUTATIONS = [
         "tests/unit/test_subscribers.py",
     ),
     Mutation(
+        "whoever has a stream keeps the others in line", "eventstream/asgi.py",
+        "        self.leave_line()\n        if message", "        if message",
+        "tests/integration/test_asgi.py::test_those_who_ask_for_streams_at_once_wait_in_line",
+    ),
+    Mutation(
         "a token is in the server's log", "eventstream/asgi.py",
         "        scope[_KEY] = handover\n", "        scope = {**scope, _KEY: handover}\n",
         "tests/acceptance/test_access.py::test_token_is_not_in_the_server_s_access_log",
