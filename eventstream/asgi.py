@@ -115,26 +115,45 @@ class _Handover:
             places.release()
 
 
+def _hear_again(first: Message, receive: Receive) -> Receive:
+    """Return what receives a message that has been received, and then what follows."""
+    waiting = [first]
+
+    async def hear() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return hear
+
+
 def hold_streams(application: Application) -> Application:
     """Return the application, with its streams held beside it."""
     line = _Line()
 
-    async def hold(scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await application(scope, receive, send)
-            return
+    async def answer(scope: Message, receive: Receive, send: Send) -> Write | None:
         handover = _Handover(send)
         # Not a copy: the view takes the token out of what the server will log.
         scope[_KEY] = handover
         if _asks_for_stream(scope):
-            handover.places = await line.enter()
+            request = await receive()
+            receive = _hear_again(request, receive)
+            # Of one whose body is still to come, nobody knows when it can be answered.
+            if not request.get("more_body"):
+                handover.places = await line.enter()
         try:
             await application(scope, receive, handover.send)
         finally:
             handover.leave_line()
         # Whoever still has the request, a log record for instance, is not to have the stream.
         write, handover.write = handover.write, None
-        if write is not None and handover.is_taken:
+        return write if handover.is_taken else None
+
+    async def hold(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await application(scope, receive, send)
+            return
+        # Nothing of the request is in this frame, which is kept as long as the stream.
+        write = await answer(scope, receive, send)
+        if write is not None:
             await write(receive, send)
 
     return hold

@@ -214,6 +214,8 @@ class Opening:
 
     def __init__(self) -> None:
         self.inside = 0
+        self.more_body = False
+        self.heard: list[Message] = []
         self.may_answer = asyncio.Event()
         self.may_end = asyncio.Event()
         self.answers = 0
@@ -221,6 +223,7 @@ class Opening:
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         self.inside += 1
+        self.heard.append(await receive())
         await self.may_answer.wait()
         self.inside -= 1
         if scope["path"] == "/broken/":
@@ -244,7 +247,7 @@ class Opening:
         ]
 
     async def _receive(self) -> Message:
-        raise AssertionError
+        return {"type": "http.request", "body": b"x", "more_body": self.more_body}
 
     async def _send(self, message: Message) -> None:
         self.answers += 1
@@ -283,6 +286,23 @@ async def test_other_requests_do_not_stand_in_line(opening: Opening) -> None:
     tasks += opening.ask(20, "/events/next/abc/")
     await asyncio.sleep(0.05)
     assert opening.inside == asgi.AT_ONCE + 60
+    opening.may_answer.set()
+    opening.may_end.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_request_whose_body_does_not_come_holds_up_nobody(
+    opening: Opening,
+) -> None:
+    opening.more_body = True
+    tasks = opening.ask(2 * asgi.AT_ONCE, **STREAM)
+    await asyncio.sleep(0.05)
+    assert opening.inside == 2 * asgi.AT_ONCE
+    opening.more_body = False
+    tasks += opening.ask(1, **STREAM)
+    await asyncio.sleep(0.05)
+    assert opening.inside == 2 * asgi.AT_ONCE + 1
+    assert [message["body"] for message in opening.heard] == [b"x"] * len(tasks)
     opening.may_answer.set()
     opening.may_end.set()
     await asyncio.gather(*tasks)
