@@ -46,8 +46,10 @@ It has a thread for each. A thousand take turns with one Python for every few by
 database, hold their connections meanwhile, and others wait for one in vain.
 """
 
-PATIENCE = 10.0
-"""Seconds to wait in line: nobody's slow permissions are to stop all others' streams."""
+KEPT = 1.0
+"""Seconds for which a request has its place, at most. One that takes longer waits for
+something, for permissions perhaps that are asked of somebody else, and not for its turn.
+"""
 
 
 class _Line:
@@ -58,16 +60,13 @@ class _Line:
         self._places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
         self._places = WeakKeyDictionary()
 
-    async def enter(self) -> asyncio.Semaphore | None:
-        """Return what is to be released once answered; after PATIENCE, nothing."""
+    async def enter(self, handover: _Handover) -> None:
+        """Wait for a place, and have it until the answer begins or KEPT is over."""
         loop = asyncio.get_running_loop()
         places = self._places.setdefault(loop, asyncio.Semaphore(AT_ONCE))
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await places.acquire()
-        except TimeoutError:
-            return None
-        return places
+        await places.acquire()
+        handover.places = places
+        loop.call_later(KEPT, handover.leave_line)
 
 
 def _asks_for_stream(scope: Message) -> bool:
@@ -109,7 +108,7 @@ class _Handover:
         await self._send(message)
 
     def leave_line(self) -> None:
-        """Let the next one in, once: when the answer begins, or there will be none."""
+        """Let the next one in, once: as the answer begins, or takes long, or never comes."""
         places, self.places = self.places, None
         if places is not None:
             places.release()
@@ -138,7 +137,7 @@ def hold_streams(application: Application) -> Application:
             receive = _hear_again(request, receive)
             # Of one whose body is still to come, nobody knows when it can be answered.
             if not request.get("more_body"):
-                handover.places = await line.enter()
+                await line.enter(handover)
         try:
             await application(scope, receive, handover.send)
         finally:

@@ -329,19 +329,21 @@ async def test_who_gives_up_in_the_line_takes_no_place(opening: Opening) -> None
     await asyncio.wait_for(asyncio.gather(*tasks), 5)
 
 
-async def test_nobody_waits_in_line_for_ever(
+async def test_answer_that_takes_long_holds_up_nobody(
     opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi, "PATIENCE", 0.1)
+    monkeypatch.setattr(asgi, "KEPT", 0.2)
     tasks = opening.ask(asgi.AT_ONCE + 5, **STREAM)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.05)
+    assert opening.inside == asgi.AT_ONCE
+    await asyncio.sleep(0.3)
     assert opening.inside == asgi.AT_ONCE + 5
+    # Whoever has lost its place has none to give back.
     opening.may_answer.set()
     opening.may_end.set()
     await asyncio.gather(*tasks)
-    # Whoever had no place gives none back.
     opening.may_answer.clear()
-    tasks = opening.ask(asgi.AT_ONCE + 1, **STREAM)
+    tasks = opening.ask(2 * asgi.AT_ONCE, **STREAM)
     await asyncio.sleep(0.05)
     assert opening.inside == asgi.AT_ONCE
     opening.may_answer.set()
