@@ -84,6 +84,8 @@ def _asks_for_stream(scope: Message) -> bool:
 class _Handover:
     """What a view asks the application around Django to go on with."""
 
+    __slots__ = ("_send", "is_taken", "places", "write")  # the server's scope keeps it
+
     def __init__(self, send: Send) -> None:
         self._send = send
         self.places: asyncio.Semaphore | None = None
