@@ -304,7 +304,7 @@ def _delivered(received: Figures, spent: dict[str, float]) -> Figures:
     return {
         "value": received["per_second"] or 0,
         "cpu": spent,
-        "client_busy": received["busy"],
+        **({"client_busy": received["busy"]} if received["busy"] is not None else {}),
         **{fault: received[fault] for fault in FAULTS},
     }
 

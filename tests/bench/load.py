@@ -326,7 +326,10 @@ class Load:
             "reads": self.reads,
             "seconds": span,
             "per_second": self.deliveries / span if span else None,
-            "busy": cpu / span if span else None,
+            # Looked at as each is done: a crowd that never is has not been timed.
+            "busy": cpu / span
+            if span and self.done_count >= len(self.clients)
+            else None,
             "missing": self.missing
             + sum(max(0, self.options.expect - c.last) for c in self.clients),
             "twice": self.twice,
