@@ -289,7 +289,7 @@ def fan_out(
             found.send("single", "warm", 50)
         with load(
             found.port, [found.path("orders")],
-            clients=clients, expect=events, timeout=timeout, per_second=125,
+            clients=clients, expect=events, timeout=timeout, per_second=250,
         ) as client:  # fmt: skip
             client.until_open()
             before = found.cpu()
@@ -348,7 +348,7 @@ def _pushpin_floor(bench: Bench) -> Figures:
         assert pushpin is not None
         with load(
             found.port, [found.path("orders")],
-            clients=clients, expect=events, timeout=120, per_second=125,
+            clients=clients, expect=events, timeout=120, per_second=250,
         ) as client:  # fmt: skip
             client.until_open()
             time.sleep(2)

@@ -28,7 +28,7 @@ def proxy_restart(bench: Bench, side: str) -> Figures:
         assert pushpin is not None
         path = [found.path("orders")]
         with load(
-            found.port, path, clients=clients, expect=count + 20, timeout=180, per_second=125,
+            found.port, path, clients=clients, expect=count + 20, timeout=180, per_second=250,
             retry=1,
         ) as client:  # fmt: skip
             client.until_open()
@@ -39,7 +39,7 @@ def proxy_restart(bench: Bench, side: str) -> Figures:
             received = client.result()
             seconds = received["last_at"] - began
         with load(
-            found.port, path, clients=clients, expect=10**9, timeout=600, per_second=125,
+            found.port, path, clients=clients, expect=10**9, timeout=600, per_second=250,
         ) as client:  # fmt: skip
             client.until_open()
             time.sleep(3)  # each asks once after a second, then waits for its timeout
