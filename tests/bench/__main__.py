@@ -99,8 +99,7 @@ def main() -> int:
         if (
             any(word in case.name for word in options.only)
             if options.only
-            # Each point of a curve starts everything anew: for whoever has the time, or asks.
-            else not (options.quick and case.name.startswith("growth-"))
+            else not (options.quick and case.is_long)
         )
     ]
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"

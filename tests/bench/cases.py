@@ -55,9 +55,10 @@ class Bench:
         self.scale = scale
         self.is_quick = scale == QUICK
         # Migrated once: the databases of the cases are copies.
-        self._template = "bench_template"
+        self._template, self._peer_template = "bench_template", "bench_template_peer"
         url = postgres.create_database(self._template)
         Stack(database_url=url, with_valkey=False).close()
+        Peer.migrate(peer_python, postgres.create_database(self._peer_template))
 
     @contextmanager
     def ours(self, *, pushpin: bool = False, **settings: Any) -> Iterator[Ours]:
@@ -80,6 +81,7 @@ class Bench:
             self.peer_python,
             with_pushpin=pushpin,
             with_redis=not pushpin,
+            template=self._peer_template,
         )
         try:
             yield side
@@ -157,13 +159,13 @@ def latency(bench: Bench, side: str, *, pushpin: bool) -> Figures:
     with bench.side(side, pushpin=pushpin) as found:
         found.start_web()
         found.start_worker()
-        with load(found.port, [found.path("warm")], expect=50, timeout=5) as client:
+        with load(found.port, [found.path("warm")], expect=50, silence=1) as client:
             client.until_open()
             found.send("rate", "warm", 50, 50)
             client.result()
         with load(
             found.port, [found.path("orders")], expect=count, latencies=True, raw=True,
-            timeout=count / 100 + 4,  # for whoever never sends one of them
+            silence=3,  # for whoever never sends one of them
         ) as client:  # fmt: skip
             client.until_open()
             before = found.cpu()
@@ -276,7 +278,7 @@ def fan_out(
     """Deliveries a second, one sender at full speed, from first to last delivery."""
     clients, events = bench.scale.clients, bench.scale.events
     # How long to wait for what never comes.
-    timeout = 8 if bench.is_quick else 60
+    silence = 3 if bench.is_quick else 10
     if side == "floor":
         return _fan_out_floor(bench, pushpin=pushpin)
     with bench.side(side, pushpin=pushpin) as found:
@@ -289,7 +291,7 @@ def fan_out(
             found.send("single", "warm", 50)
         with load(
             found.port, [found.path("orders")],
-            clients=clients, expect=events, timeout=timeout, per_second=250,
+            clients=clients, expect=events, timeout=240, silence=silence, per_second=250,
         ) as client:  # fmt: skip
             client.until_open()
             before = found.cpu()
@@ -458,8 +460,9 @@ def catch_up(bench: Bench, side: str, *, pushpin: bool, clients: int) -> Figures
     if side == "floor":
         return _read_floor(bench, count)
     with bench.side(side, pushpin=pushpin) as found:
+        sender = found.start_send("single", "warm", 50)
         found.start_web()
-        found.send("single", "warm", 50)
+        found.collect(sender)
         found.send("bulk", 1, count, 1000)
         if isinstance(found, Ours):
             found.stack.run(
@@ -497,15 +500,13 @@ def catch_up(bench: Bench, side: str, *, pushpin: bool, clients: int) -> Figures
 def _read_floor(bench: Bench, count: int) -> Figures:
     with bench.ours() as found:
         found.send("bulk", 1, count, 1000)
-        found.stack.run(
-            "from eventstream.storage import get_storage\n"
-            "for p in range(16): get_storage().number_all('default', p)"
-        )
-        _analyze(found.env["ES_DB"])
         out = found.stack.run(
             "import time\n"
+            "from django.db import connection\n"
             "from eventstream.models import Event\n"
-            "Event.objects.exists()\n"  # connect
+            "from eventstream.storage import get_storage\n"
+            "for p in range(16): get_storage().number_all('default', p)\n"
+            "connection.cursor().execute('ANALYZE')\n"
             "t = time.perf_counter(); after = 0\n"
             "while True:\n"
             "    rows = list(Event.objects.filter(channel='bulk', eid__gt=after)"

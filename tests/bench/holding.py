@@ -19,8 +19,9 @@ def proxy_restart(bench: Bench, side: str) -> Figures:
     The value is the time from the restart until the last client has all. What idle streams
     ask the origin is counted over one timeout of their links and a little more.
     """
-    clients, link_timeout = bench.scale.clients, 3 if bench.is_quick else 60
-    count = 20 if bench.is_quick else 100
+    clients, count, link_timeout = bench.scale.clients, 100, 60
+    if bench.is_quick:
+        clients, count, link_timeout = 200, 20, 3
     with bench.ours(pushpin=True, EVENTSTREAM_NEXT_LINK_TIMEOUT=link_timeout) as found:
         web = found.stack.start_web(extra=("--log-level", "info"))
         found.start_worker()

@@ -1,9 +1,9 @@
 """The load client: one process that holds many streams and checks each of them.
 
 `python -m tests.bench.load HOST PORT PATH --clients N …`. Writes one line of JSON when all
-streams are open and one when every stream has the last event, or the time is over. Needs
-nothing but the standard library; sockets and epoll, no event loop, so that the client is
-not what is measured: it says how busy it was.
+streams are open and one when every stream has the last event, nothing has come for long
+enough, or the time is over. Needs nothing but the standard library; sockets and epoll, no
+event loop, so that the client is not what is measured: it says how busy it was.
 
 An event's data is JSON with `n`, its number in the channel from 1, and `t`, when it was
 sent, in nanoseconds. Each stream must receive n, n+1, n+2, …
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import re
 import resource
 import select
@@ -303,6 +304,8 @@ class Load:
                     silent_until = time.monotonic() + options.mute
             if self.done_count >= options.clients:
                 break
+            if self.last_at and now - self.last_at > options.silence:
+                break  # what has not come by now does not come
         return self.report(started)
 
     def report(self, started: float) -> dict[str, object]:
@@ -366,6 +369,7 @@ def main() -> None:
     parser.add_argument("--last-event-id", action="append")
     parser.add_argument("--per-second", type=float, default=400)
     parser.add_argument("--timeout", type=float, default=60)
+    parser.add_argument("--silence", type=float, default=math.inf)
     parser.add_argument("--retry", type=float, default=0.2)
     parser.add_argument("--mute", type=float, default=0)
     parser.add_argument("--receive-buffer", type=int, default=0)

@@ -22,7 +22,7 @@ Both sides on one machine ({machine}, Python {python}), {date}: PostgreSQL with 
 uvicorn with uvloop, the same load client (`tests/bench/load.py`), rounds of the sides in turn (at least {rounds} each). The peer is
 django-eventstream 5.3.4 in a virtual environment of its own. Everything shares the machine, so compare within a row.
 
-    make bench            # fills this page; QUICK=1 for a look, without the curves; ONLY='send idle' for some rows
+    make bench            # fills this page; QUICK=1 for a look, without the longest rows; ONLY='send idle' for some rows
 
 Medians, and in brackets the least and the most of the rounds. *Floor* is the same work with nothing around it: what
 each one is, is in `tests/bench/cases.py`. A ratio in bold misses what it aims at.

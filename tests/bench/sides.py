@@ -195,11 +195,18 @@ class Peer(Side):
     name = "peer"
 
     def __init__(
-        self, postgres: Postgres, python: Path, *, with_pushpin: bool, with_redis: bool
+        self,
+        postgres: Postgres,
+        python: Path,
+        *,
+        with_pushpin: bool,
+        with_redis: bool,
+        template: str,
     ) -> None:
         super().__init__()
         self.python = str(python)
-        url = postgres.create_database("b" + os.urandom(4).hex())
+        name = "b" + os.urandom(4).hex()
+        url = postgres.create_database(name, template=template)
         self.web_port = free_port()
         self.env = {"DJANGO_SETTINGS_MODULE": "settings", "ES_DB": url}
         self.parts["postgres"] = postgres.process
@@ -217,9 +224,14 @@ class Peer(Side):
             self.env["ES_POOL"] = "10"
             self.port = pushpin.port
             self.parts["pushpin"] = pushpin.process
+
+    @classmethod
+    def migrate(cls, python: Path, url: str) -> None:
+        """Make its tables."""
+        env = {"DJANGO_SETTINGS_MODULE": "settings", "ES_DB": url}
         subprocess.run(
-            [self.python, "manage.py", "migrate", "-v", "0"],
-            cwd=PEER, env={**os.environ, **self.env}, check=True,
+            [str(python), "manage.py", "migrate", "-v", "0"],
+            cwd=PEER, env={**os.environ, **env}, check=True,
         )  # fmt: skip
 
     @property
@@ -250,9 +262,10 @@ class Peer(Side):
         """It has none: it publishes from the sender."""
 
     def stop(self) -> None:
+        """End the web process at once, as on the other side."""
         part = self.parts.pop("web", None)
         if part is not None:
-            part.stop()
+            part.kill()
 
 
 class LoadClient:

@@ -39,6 +39,7 @@ class Case(NamedTuple):
         run: One round of one side.
         is_low_good: Less is better.
         is_once: One round says it, or takes too long for more.
+        is_long: A quick run leaves it out: for whoever has the time, or asks for it.
         without_peer: Why the peer takes no part.
         to_floor, to_peer: The least ratio that is aimed at (the most, where low is good).
     """
@@ -52,6 +53,7 @@ class Case(NamedTuple):
     to_floor: float | None = None
     to_peer: float | None = None
     is_once: bool = False
+    is_long: bool = False
     without_peer: str = ""
 
 
@@ -73,13 +75,13 @@ CASES = [
     Case("catch-up-pushpin", "catch-up, one client, Pushpin", "events/s", ALL, partial(catch_up, pushpin=True, clients=1), to_floor=0.5, to_peer=1),
     Case("catch-up-crowd", "catch-up, 100 clients at once, Pushpin", "events/s", ALL, partial(catch_up, pushpin=True, clients=100), to_floor=0.5, to_peer=1),
     Case("return", "all return at once, each 100 behind, new web process", "s", ("ours",), return_at_once, is_low_good=True, without_peer="as above, at a hundred clients"),
-    Case("fan-out-2", "fan-out, direct, two web processes", "deliveries/s", ("ours",), partial(fan_out, pushpin=False, server="uvicorn-2"), is_once=True),
-    Case("fan-out-granian", "fan-out, direct, granian", "deliveries/s", ("ours",), partial(fan_out, pushpin=False, server="granian"), is_once=True),
+    Case("fan-out-2", "fan-out, direct, two web processes", "deliveries/s", ("ours",), partial(fan_out, pushpin=False, server="uvicorn-2"), is_once=True, is_long=True),
+    Case("fan-out-granian", "fan-out, direct, granian", "deliveries/s", ("ours",), partial(fan_out, pushpin=False, server="granian"), is_once=True, is_long=True),
     Case("proxy-restart", "Pushpin restarted under its clients: until all have all", "s", ("ours",), proxy_restart, is_low_good=True, is_once=True),
-    Case("slow-client", "growth of the web process while a client does not read", "MiB", ("ours",), slow_client, is_low_good=True, is_once=True),
-    Case("growth-clients", "median latency, most clients by a tenth of them", "times", ("ours",), growth_by_clients, is_low_good=True, is_once=True),
-    Case("growth-channels", "median latency, 100,000 channels by 10", "times", ("ours",), growth_by_channels, is_low_good=True, is_once=True),
-    Case("growth-log", "median latency, 10,000,000 events in the log by 1,000", "times", ("ours",), growth_by_log, is_low_good=True, is_once=True),
-    Case("growth-backlog", "median latency beside a backlog, 100,000 events by 1,000", "times", ("ours",), growth_by_backlog, is_low_good=True, is_once=True),
+    Case("slow-client", "growth of the web process while a client does not read", "MiB", ("ours",), slow_client, is_low_good=True, is_once=True, is_long=True),
+    Case("growth-clients", "median latency, most clients by a tenth of them", "times", ("ours",), growth_by_clients, is_low_good=True, is_once=True, is_long=True),
+    Case("growth-channels", "median latency, 100,000 channels by 10", "times", ("ours",), growth_by_channels, is_low_good=True, is_once=True, is_long=True),
+    Case("growth-log", "median latency, 10,000,000 events in the log by 1,000", "times", ("ours",), growth_by_log, is_low_good=True, is_once=True, is_long=True),
+    Case("growth-backlog", "median latency beside a backlog, 100,000 events by 1,000", "times", ("ours",), growth_by_backlog, is_low_good=True, is_once=True, is_long=True),
     Case("prune", "prune while sending", "rows/s", ("floor", "ours"), prune, to_floor=0.7, without_peer="it deletes as it sends, row by row"),
 ]  # fmt: skip

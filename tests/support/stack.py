@@ -24,7 +24,10 @@ from tests.support.processes import (
 from tests.support.pushpin import Pushpin
 from tests.support.valkey import Valkey
 
-WORKER = ["-P", "threads", "-c", "4", "-Q", "celery,eventstream", "-l", "INFO"]
+WORKER = [
+    "-P", "threads", "-c", "4", "-Q", "celery,eventstream", "-l", "INFO",
+    "--without-mingle",  # a second at each start, waiting for other workers' revoked tasks
+]  # fmt: skip
 
 
 class Stack:
