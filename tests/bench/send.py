@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 PAD = "x" * 40
+SLOW = 0.002
+"""Seconds from which a send is told of one by one."""
 
 
 def payload(number: int, *, sent_at: int | None = None) -> dict[str, Any]:
@@ -52,18 +54,10 @@ def run_single(side: str, channel: str, count: int, first: int) -> dict[str, Any
     send = sender(side)
     _warm_up(send)
     started, cpu = time.perf_counter(), time.process_time()
-    longest = 0.0
     for number in range(first, first + count):
-        before = time.perf_counter()
         send(channel, payload(number))
-        longest = max(longest, time.perf_counter() - before)
     seconds = time.perf_counter() - started
-    return {
-        "count": count,
-        "seconds": seconds,
-        "cpu": time.process_time() - cpu,
-        "longest": longest,
-    }
+    return {"count": count, "seconds": seconds, "cpu": time.process_time() - cpu}
 
 
 def run_spread(side: str, name: str, channels: int, count: int) -> dict[str, Any]:
@@ -77,23 +71,30 @@ def run_spread(side: str, name: str, channels: int, count: int) -> dict[str, Any
 
 
 def run_until(side: str, channel: str, seconds: float, held: float) -> dict[str, Any]:
-    """Send for so long, each in a transaction held open for some seconds."""
+    """Send for so long, each in a transaction held open for some seconds.
+
+    Says of each that took longer than `SLOW` when it began and ended, by time.monotonic().
+    """
     from django.db import transaction
 
     send = sender(side)
     send("warm", payload(1))
-    deadline, count, longest = time.perf_counter() + seconds, 0, 0.0
-    while time.perf_counter() < deadline:
-        before = time.perf_counter()
+    count, pauses = 0, []
+    before = time.monotonic()
+    deadline = before + seconds
+    while before < deadline:
         if held:
             with transaction.atomic():
                 send(channel, payload(count))
                 time.sleep(held)
         else:
             send(channel, payload(count))
-        longest = max(longest, time.perf_counter() - before)
+        after = time.monotonic()
+        if after - before > SLOW:
+            pauses.append((before, after))
+        before = after
         count += 1
-    return {"count": count, "seconds": seconds, "longest": longest}
+    return {"count": count, "seconds": seconds, "pauses": pauses}
 
 
 def run_crossed(side: str, name: str, seconds: float, held: float) -> dict[str, Any]:
