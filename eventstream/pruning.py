@@ -91,10 +91,10 @@ class Pruning(Log):
         """
         cutoff = _cutoff(using, retention)
         rows = self._numbered(using, partition)
-        bound = self._confirmed_bound(using, partition, cutoff, targets)
         first = rows.aggregate(first=Min("position"))["first"]
         if first is None:
             return 0
+        bound = self._confirmed_bound(using, partition, cutoff, targets)
         total, size = 0, FIRST_BATCH
         while first <= bound:
             # From here on only upwards: what was deleted is passed by no query again.
