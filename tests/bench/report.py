@@ -112,7 +112,7 @@ def apart(content: dict[str, Any]) -> str:
     lines = [f"- {run}: {'; '.join(titles)}." for run, titles in sorted(runs.items())]
     if not lines:
         return ""
-    intro = "These rows are of a later run, and its machine may be slower or faster:"
+    intro = "These rows are of another run than the rest:"
     return "\n".join(["", intro, "", *lines, ""])
 
 
