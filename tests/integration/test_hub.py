@@ -394,7 +394,7 @@ async def test_look_while_a_channel_is_joined_begins_no_tail(
     async with joining(monkeypatch, stream):
         await send(2)
         await channels.look("default", None)
-        await asyncio.sleep(0.3)
+        await channels.filled(channels["orders"])
 
     assert await stream.ids(2) == [9, 10]
     assert [item.place for item in channels["orders"].tail] == [9, 10]
@@ -405,14 +405,17 @@ async def test_event_that_comes_while_a_channel_is_joined_begins_no_tail(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await send(3)
+    other = await Stream("other").open()
     stream = Stream("orders", orders=0)
 
     async with joining(monkeypatch, stream):
         await publish(bus, 1)
-        await asyncio.sleep(0.3)
+        await publish(bus, 1, channel="other")
+        assert await other.ids(1) == [1]  # so the former has come as well
 
     assert await stream.ids(3) == [1, 2, 3]
     await stream.close()
+    await other.close()
 
 
 async def test_thousand_that_come_back_at_once_share_a_read(
