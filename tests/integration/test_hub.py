@@ -369,7 +369,8 @@ async def joining(
 
     async def wait(log: Log, using: str, names: list[str]) -> dict[str, int]:
         found = await current_ids(log, using, names)
-        if not is_read.is_set():
+        # Joining asks for one channel; looks, for all that there are, "other" as well.
+        if names == ["orders"] and not is_read.is_set():
             is_read.set()
             await may_go_on.wait()
         return found

@@ -67,7 +67,7 @@ ALWAYS = [
     "publish endpoint is mute",
     "worker killed",
     "PostgreSQL frozen",
-    "pruned",  # last: after some thirty seconds there is what is old enough
+    "pruned",  # when there is what is old enough
 ]
 
 KICK = """
@@ -105,6 +105,7 @@ class Installation:
         self.prunings: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.kicked: dict[int, float] = {}
         self.ended: list[str] = []
+        self._prune_from = time.monotonic() + PRUNE_AFTER + 10
         self._busy = threading.Lock()
         url = server.create_database("chaos")
         self.recorder = self._exits.enter_context(GripEndpoint())
@@ -263,7 +264,12 @@ class Installation:
             for place, name in enumerate(ALWAYS):
                 names.remove(name)
                 names.insert(3 * (place + 1), name)
-            yield from names
+            while names:
+                name = names.pop(0)
+                if name == "pruned" and names and time.monotonic() < self._prune_from:
+                    names.insert(1, name)  # nothing is old enough: one more before it
+                    continue
+                yield name
 
     def _pick(self, kind: str) -> str:
         return self.chance.choice([n for n in self.processes if n.startswith(kind)])
