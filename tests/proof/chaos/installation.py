@@ -105,7 +105,6 @@ class Installation:
         self.prunings: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.kicked: dict[int, float] = {}
         self.ended: list[str] = []
-        self._prune_from = time.monotonic() + PRUNE_AFTER + 10
         self._busy = threading.Lock()
         url = server.create_database("chaos")
         self.recorder = self._exits.enter_context(GripEndpoint())
@@ -257,6 +256,7 @@ class Installation:
 
     def order(self) -> Iterator[str]:
         """Give the names of faults, each as often as any other, in random order."""
+        prune_from = time.monotonic() + PRUNE_AFTER + 10
         while True:
             names = sorted(self.faults())
             self.chance.shuffle(names)
@@ -266,7 +266,7 @@ class Installation:
                 names.insert(3 * (place + 1), name)
             while names:
                 name = names.pop(0)
-                if name == "pruned" and names and time.monotonic() < self._prune_from:
+                if name == "pruned" and names and time.monotonic() < prune_from:
                     names.insert(1, name)  # nothing is old enough: one more before it
                     continue
                 yield name
