@@ -3,6 +3,8 @@
 Task, sweep, admin and command all end in `relay_partition`; there is no other road to the
 wire for a stored event.
 
+A relay that is behind numbers the next batch while a thread publishes this one.
+
 What is safe under a crash at any line: the ids of a batch are committed before any of it
 is published, and confirmed after all of it was accepted. So a crash repeats events under
 the same ids, which proxies and readers drop, and never gives an id to two events. The
@@ -14,7 +16,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from eventstream import conf, instruments, tracing
@@ -26,9 +28,10 @@ from eventstream.exceptions import (
     PublishRejectedError,
     PublishUnavailableError,
 )
+from eventstream.inflight import Call, InFlight
 from eventstream.instruments import failure_kind
 from eventstream.models import Cursor, PausedTarget
-from eventstream.rows import OutboxRow, join_users, split_users
+from eventstream.rows import Batch, OutboxRow, join_users, split_users
 from eventstream.signals import events_confirmed
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets import get_targets
@@ -43,7 +46,8 @@ FEW = 1000
 """Most events that are numbered and read at once, unless so many just were: a larger limit
 makes PostgreSQL read a small table as a whole, and this is executed for each event."""
 READ_CALLS = 4
-"""How many calls' worth of bytes is read at once: what a relay has in memory."""
+"""How many calls' worth of bytes is read at once: what a relay has in memory, once or, while
+it is behind, twice."""
 NO_TARGET = ""
 """The target of a wake-up that only numbers: where nothing is configured to publish to."""
 
@@ -189,7 +193,7 @@ class _Relay:
         self._target = target
         self._lease = Lease(storage, using, partition, target.name)
         self._event_count = 0
-        self._read_at = 0.0
+        self._flight: InFlight | None = None
 
     def run(self, *, force: bool) -> Report:
         try:
@@ -263,16 +267,25 @@ class _Relay:
     # --- number, publish, confirm
 
     def _drain(self, taken: Taken) -> None:
+        try:
+            self._empty(taken)
+        finally:
+            # The target is this thread's again, and what it is told from now on comes after.
+            if self._flight is not None:
+                self._flight.stop()
+                self._flight = None
+
+    def _empty(self, taken: Taken) -> None:
         options = conf.get_options()
+        few = min(FEW, options.batch_size)
         watermark = taken.watermark
         if taken.is_backlog:
             watermark = self._publish_backlog(watermark)
         if taken.is_lively:
             self._flag.watch()  # before the look, so that nothing falls between the two
+        limit = few
         is_steady = False
-        count = 0
         while True:
-            limit = options.batch_size if count >= FEW else min(FEW, options.batch_size)
             began = time.monotonic()
             found = self._storage.number_and_read(
                 self._using,
@@ -282,23 +295,22 @@ class _Relay:
                 limit_bytes=READ_CALLS * options.batch_bytes,
                 target=self._target.name,
             )
-            rows, has_letters, has_kicks, is_paused, self._read_at = found
-            if is_paused:
+            is_full = len(found.rows) == limit
+            limit = options.batch_size if len(found.rows) >= few else few
+            was_in_flight = self._flight is not None
+            goes_on = self._finish()
+            if found.is_paused or (was_in_flight and self._lease.pause()):
                 return  # the last look finds out, and numbers the rest
-            count = len(rows)
-            if has_kicks:
-                rows = [ask_again(row) for row in rows]
-            if not rows:
+            if found.rows:
+                watermark = found.rows[-1].position
+                self._flight = self._prepare(found)
+                if is_full:  # so there is more
+                    self._flight.start()
+                    goes_on = True
+                else:
+                    goes_on = self._finish()
+            elif not was_in_flight:
                 watermark = self._pass_over_pruned(watermark)
-            goes_on = bool(rows)
-            some = self._without_given_up(rows) if has_letters else rows
-            for batch, items in self._batches(some):
-                self._publish(batch, items)
-                watermark = batch[-1].position
-                goes_on = self._confirm(watermark, batch)
-            if rows and watermark < rows[-1].position:  # the last were given up
-                watermark = rows[-1].position
-                goes_on = self._confirm(watermark)
             if not goes_on:
                 if not self._flag.more_comes():
                     return
@@ -307,11 +319,40 @@ class _Relay:
             # Another may have lowered it: one that had the lease before, at its end.
             self._flag.keep_up()
             self._flag.watch()  # as more came while it was at work
-            if is_steady and count < limit:
+            if is_steady and not is_full:
                 # Batches grow while the relay rests for as long as it worked, and the
                 # other half of the processor is the sender's.
                 time.sleep(min(time.monotonic() - began, MAX_REST))
             is_steady = True  # once more has come, as it does now and then, is not
+
+    def _prepare(self, found: Batch) -> InFlight:
+        """Return what was read as what is to be published."""
+        rows = found.rows
+        if found.has_kicks:
+            rows = [ask_again(row) for row in rows]
+        if found.has_letters:
+            rows = self._without_given_up(rows)
+        return InFlight(
+            self._calls(rows),
+            self._attempt,
+            position=found.rows[-1].position,
+            read_at=found.read_at,
+        )
+
+    def _finish(self) -> bool:
+        """Confirm what is in flight, call by call, and say whether there is more to do."""
+        if self._flight is None:
+            return False
+        flight, goes_on, watermark = self._flight, False, 0
+        for (rows, items), is_accepted in flight:
+            if not is_accepted:
+                self._publish(rows, items)
+            watermark = rows[-1].position
+            goes_on = self._confirm(watermark, rows, read_at=flight.read_at)
+        if watermark < flight.position:  # the last were given up
+            goes_on = self._confirm(flight.position)
+        self._flight = None
+        return goes_on
 
     def _without_given_up(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
         return without_given_up(self._using, self._partition, self._target.name, rows)
@@ -339,36 +380,38 @@ class _Relay:
         """
         self._storage.number_all(self._using, self._partition)
         head = self._storage.last_position(self._using, self._partition)
-        self._read_at = time.monotonic()
+        read_at = time.monotonic()
         newest = self._storage.read_newest(
             self._using, self._partition, after=watermark, up_to=head
         )
         rows = self._without_given_up(newest)
-        for batch, items in self._batches([ask_again(row) for row in rows]):
+        for batch, items in self._calls([ask_again(row) for row in rows]):
             self._publish(batch, items)
             self._lease.renew()
         if head > watermark:
-            self._confirm(head, rows, is_backlog=True)
+            self._confirm(head, rows, read_at=read_at, is_backlog=True)
         return head
 
-    def _batches(
-        self, rows: Sequence[OutboxRow]
-    ) -> list[tuple[list[OutboxRow], list[Item]]]:
+    def _calls(self, rows: Sequence[OutboxRow]) -> Iterator[Call]:
         """Encode the rows, and cut them for calls of the target; a row is never cut."""
         limit = conf.get_options().batch_bytes
         most = self._target.most_events
-        batches: list[tuple[list[OutboxRow], list[Item]]] = []
-        size = limit
+        batch: list[OutboxRow] = []
+        items: list[Item] = []
+        size = 0
         for row in rows:
-            items = self._target.encode(row)
-            row_size = items[0].size if len(items) == 1 else sum(i.size for i in items)
-            if size + row_size > limit or len(batches[-1][0]) == most:
-                batches.append(([], []))
-                size = 0
-            batches[-1][0].append(row)
-            batches[-1][1].extend(items)
+            encoded = self._target.encode(row)
+            row_size = (
+                encoded[0].size if len(encoded) == 1 else sum(i.size for i in encoded)
+            )
+            if batch and (size + row_size > limit or len(batch) == most):
+                yield batch, items
+                batch, items, size = [], [], 0
+            batch.append(row)
+            items.extend(encoded)
             size += row_size
-        return batches
+        if batch:
+            yield batch, items
 
     def _publish(self, rows: Sequence[OutboxRow], items: Sequence[Item]) -> None:
         try:
@@ -379,13 +422,6 @@ class _Relay:
                 self._check_target(error)
             for row, reason in rejected:
                 self._bury(row, reason)
-        logger.info(
-            "Published %s events of partition %s to %s",
-            len(rows), self._partition, self._target.name,
-            extra=self._facts(
-                event_count=len(rows), first=rows[0].position, last=rows[-1].position
-            ),
-        )  # fmt: skip
 
     def _attempt(self, items: Sequence[Item]) -> None:
         """Have the target publish, and count what came of it."""
@@ -448,13 +484,22 @@ class _Relay:
         position: int,
         rows: Sequence[OutboxRow] = (),
         *,
+        read_at: float = 0.0,
         is_backlog: bool = False,
     ) -> bool:
         """Say that the target has the rows, and whether there is more to do.
 
         What was held up by a failure says nothing of the latency that operators are shown.
         """
-        passed = time.monotonic() - self._read_at
+        if rows:
+            logger.info(
+                "Published %s events of partition %s to %s",
+                len(rows), self._partition, self._target.name,
+                extra=self._facts(
+                    event_count=len(rows), first=rows[0].position, last=rows[-1].position
+                ),
+            )  # fmt: skip
+        passed = time.monotonic() - read_at
         latency = rows[0].age + passed if rows and not is_backlog else None
         goes_on = self._lease.confirm(position, len(rows), latency)
         self._event_count += len(rows)

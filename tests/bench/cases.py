@@ -209,9 +209,9 @@ def _cursor_marks(connection: psycopg.Connection, *, wanted: str) -> int:
 def relay(bench: Bench, side: str, *, channels: str, pushpin: bool) -> Figures:
     """A full outbox, then one worker process: events confirmed a second."""
     count = bench.scale.relayed
-    if side == "floor":
-        return _post_floor(bench, count)
     channel_count = 1 if channels == "one" else bench.scale.channels
+    if side == "floor":
+        return _post_floor(count, channel_count)
     with bench.ours(pushpin=pushpin) as found, ExitStack() as exits:
         url = found.env["ES_DB"]
         wanted = "grip:%" if pushpin else "bus"
@@ -236,7 +236,7 @@ def relay(bench: Bench, side: str, *, channels: str, pushpin: bool) -> Figures:
         return {"value": (count + start - first) / seconds, "cpu": spent}
 
 
-def _post_floor(bench: Bench, count: int) -> Figures:
+def _post_floor(count: int, channel_count: int) -> Figures:
     """POST the same bytes in batches of a thousand, to a Pushpin that nobody reads."""
     import requests
     from gripcontrol import HttpStreamFormat
@@ -254,8 +254,11 @@ def _post_floor(bench: Bench, count: int) -> Figures:
                 stream = HttpStreamFormat(
                     f"id: %I\n{text}", content_filters=["build-id"]
                 )
-                item = Item(stream, id=str(number), prev_id=str(number - 1)).export()
-                items.append({**item, "channel": "events-bulk"})
+                previous, place = divmod(number - 1, channel_count)
+                item = Item(
+                    stream, id=str(previous + 1), prev_id=str(previous)
+                ).export()
+                items.append({**item, "channel": f"events-bulk-{place}"})
             bodies.append(json.dumps({"items": items}).encode())
         url = f"http://127.0.0.1:{pushpin.config.publish_port}/publish/"
         session = requests.Session()

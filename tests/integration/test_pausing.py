@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 
 import pytest
+from django.db import connections
 from django.db.models.functions import Now
 from pytest_django import Settings
 
@@ -81,7 +82,12 @@ def test_relay_at_work_ends_after_its_batch(
 ) -> None:
     settings.EVENTSTREAM_BATCH_SIZE = 2
     send(10)
-    targets["a"].before = lambda: pause("a")
+
+    def pause_meanwhile() -> None:
+        pause("a")
+        connections.close_all()  # of the thread that publishes
+
+    targets["a"].before = pause_meanwhile
 
     report = relay_partition("default", PARTITION, "a")
 

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from pytest_django import Settings
 
 from eventstream import send_event, tracing
 from eventstream.dispatch import InlineDispatcher
@@ -65,6 +66,21 @@ def test_inline_publish_is_in_the_trace_of_the_request(
     names = [dict(span.attributes or {}) for span in found]
     assert [name["messaging.destination.name"] for name in names] == ["a", "b"]
     assert "secret" not in repr([span.to_json() for span in found])
+
+
+def test_publish_of_a_batch_in_flight_is_in_the_trace(
+    targets: Targets, spans: InMemorySpanExporter, settings: Settings
+) -> None:
+    settings.EVENTSTREAM_BATCH_SIZE = 1  # each is a full one
+    send_event("orders", "message", 1)
+    send_event("orders", "message", 2)
+
+    with trace.get_tracer("tests").start_as_current_span("relay") as span:
+        relay_all("default", targets=["a"])
+
+    trace_id = span.get_span_context().trace_id
+    found = publishes(spans)
+    assert [span.context.trace_id for span in found] == [trace_id, trace_id]
 
 
 def test_trace_that_a_message_carries_is_gone_on_with(

@@ -60,11 +60,14 @@ POINTS = {
     "relay, ids committed": Point(
         "relay", _STORAGE, "DjangoModelStorage.number_and_read", True
     ),
-    "relay, about to publish": Point("relay", _RELAY, "_Relay._publish", False),
-    "relay, published, not confirmed": Point("relay", _RELAY, "_Relay._publish", True),
+    "relay, about to publish": Point("relay", _RELAY, "_Relay._attempt", False),
+    "relay, published, not confirmed": Point("relay", _RELAY, "_Relay._attempt", True),
     "relay, confirmed": Point("relay", _CURSORS, "Lease.confirm", True),
     "relay, second batch published": Point(
-        "relay", _RELAY, "_Relay._publish", True, call=2
+        "relay", _RELAY, "_Relay._attempt", True, call=2
+    ),
+    "relay, next ids committed while it publishes": Point(
+        "relay", _STORAGE, "DjangoModelStorage.number_and_read", True, call=2
     ),
     "relay, about to release": Point("relay", _CURSORS, "Lease.release", False),
     "relay, released, not looked again": Point(
@@ -80,7 +83,7 @@ POINTS = {
         "worker", _DISPATCH, "TaskFlag.lower", True
     ),
     "worker, published, not confirmed": Point(
-        "worker", _RELAY, "_Relay._publish", True
+        "worker", _RELAY, "_Relay._attempt", True
     ),
     "worker, relayed, task not over": Point("worker", _TASKS, "relay_partition", True),
     "hub, event come by the bus, not taken": Point(

@@ -4,7 +4,9 @@ One partition with one channel and one target, so that places and ids are the sa
 insert, then commit or roll back in any order. Relays take a wake-up, lease, number, publish event by event, confirm,
 release and look again; each step is atomic, and any relay may die between two. A lease
 may run out at any time, which also covers a publish that takes longer than it. Readers
-number; the sweep and prune come by whenever they like. The broker may lose its queue.
+number, at any time, so that what a relay numbers while it publishes is nothing new, and what
+it reads by then is the same batch or less of it; the sweep and prune come by whenever they
+like. The broker may lose its queue.
 
 Each `Variant` leaves out or changes one thing; `explore` must find each of them wrong.
 """

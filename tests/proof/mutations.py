@@ -20,6 +20,7 @@ from tests.support.processes import ROOT
 COPIED = ["eventstream", "eventstream_tasks", "deploy", "tests", "manage.py", "pyproject.toml"]  # fmt: skip
 
 RELAY = "tests/integration/test_relay.py"
+IN_FLIGHT = "tests/integration/test_in_flight.py"
 SENDING = "tests/integration/test_sending.py"
 NUMBERING = "tests/integration/test_numbering.py"
 STATES = "tests/integration/test_initial_state.py"
@@ -42,9 +43,35 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     Mutation(
         "confirmed before it is published", "eventstream/relay.py",
-        "self._publish(batch, items)\n                watermark = batch[-1].position\n                goes_on = self._confirm(watermark, batch)",
-        "watermark = batch[-1].position\n                goes_on = self._confirm(watermark, batch)\n                self._publish(batch, items)",
+        "            if not is_accepted:\n                self._publish(rows, items)\n            watermark = rows[-1].position\n            goes_on = self._confirm(watermark, rows, read_at=flight.read_at)\n",
+        "            watermark = rows[-1].position\n            goes_on = self._confirm(watermark, rows, read_at=flight.read_at)\n            if not is_accepted:\n                self._publish(rows, items)\n",
         f"{RELAY}::test_failing_target_holds_up_no_other",
+    ),
+    Mutation(
+        "confirmed ahead of its call", "eventstream/inflight.py",
+        "                self._attempt(call[1])\n                self._accepted.put(call)\n",
+        "                self._accepted.put(call)\n                self._attempt(call[1])\n",
+        f"{IN_FLIGHT}::test_nothing_is_published_after_what_has_failed",
+    ),
+    Mutation(
+        "published on after a failure", "eventstream/inflight.py",
+        "if call is None or not isinstance(error, PublishRejectedError):", "if call is None:",
+        f"{IN_FLIGHT}::test_nothing_is_published_after_what_has_failed",
+    ),
+    Mutation(
+        "a lease is released while a call is under way", "eventstream/relay.py",
+        "                self._flight.stop()\n", "",
+        f"{IN_FLIGHT}::test_lease_is_held_until_the_call_under_way_is_over",
+    ),
+    Mutation(
+        "a relay that ends makes its further calls", "eventstream/inflight.py",
+        "if self._is_stopped:", "if False:",
+        f"{IN_FLIGHT}::test_lease_is_held_until_the_call_under_way_is_over",
+    ),
+    Mutation(
+        "what was read before a pause is published after it", "eventstream/relay.py",
+        " or (was_in_flight and self._lease.pause())", "",
+        f"{IN_FLIGHT}::test_target_that_was_paused_meanwhile_gets_no_further_batch",
     ),
     Mutation(
         "published before the ids are committed", "eventstream/relay.py",
@@ -204,7 +231,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a web process gets more at once than it keeps", "eventstream/relay.py",
-        " or len(batches[-1][0]) == most", "",
+        " or len(batch) == most", "",
         f"{RELAY}::test_bus_gets_no_more_at_once_than_web_processes_keep",
     ),
     Mutation(
@@ -289,7 +316,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a relay publishes to a target that is paused meanwhile", "eventstream/relay.py",
-        "            if is_paused:\n", "            if False:\n",
+        "if found.is_paused or ", "if ",
         f"{WAKING}::test_target_that_is_paused_during_the_wait_gets_nothing_more",
     ),
     Mutation(
@@ -499,7 +526,7 @@ MUTATIONS = [
     ),
     Mutation(
         "who may read again is named as kicked", "eventstream/relay.py",
-        "            if has_kicks:", "            if False:",
+        "        if found.has_kicks:", "        if False:",
         f"{RELAY}::test_who_may_read_again_is_not_named_as_kicked",
     ),
     Mutation(
