@@ -62,6 +62,7 @@ print(json.dumps({{"first": left, "cursors": list(lags), "took": took}}, default
 far each target was, and how many seconds it took."""
 
 PAGE_SIZE = 5
+BATCH_SIZE = 4
 
 ALWAYS = [
     "publish endpoint is mute",
@@ -150,8 +151,13 @@ class Installation:
         }
         # Small pages, so that hundreds of clients page at once after each fault.
         self.stack.env["ES_SET"] = json.dumps({"EVENTSTREAM_PAGE_SIZE": PAGE_SIZE})
+        # Small batches, so that full ones are in flight as after any longer fault.
         self.far["ES_SET"] = json.dumps(
-            {"EVENTSTREAM_PAGE_SIZE": PAGE_SIZE, "EVENTSTREAM_LEASE_SECONDS": 1}
+            {
+                "EVENTSTREAM_PAGE_SIZE": PAGE_SIZE,
+                "EVENTSTREAM_LEASE_SECONDS": 1,
+                "EVENTSTREAM_BATCH_SIZE": BATCH_SIZE,
+            }
         )
         self.pooled = {**self.stack.env, "ES_DB": self.bouncer.url_of(url)}
         self.writing = {**self.stack.env, "ES_REDIS": far_valkey}
