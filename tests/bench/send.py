@@ -160,9 +160,11 @@ def run_rate(
     return {"count": count, "seconds": seconds, "committed": committed}
 
 
-def run_bulk(side: str, channels: int, count: int, size: int) -> dict[str, Any]:
+def run_bulk(
+    side: str, channels: int, count: int, size: int, name: str = "bulk"
+) -> dict[str, Any]:
     """Send in bulk, to channels in turn; to one, its events are numbered from 1."""
-    names = ["bulk"] if channels == 1 else [f"bulk-{n}" for n in range(channels)]
+    names = [name] if channels == 1 else [f"{name}-{n}" for n in range(channels)]
     started, cpu = time.perf_counter(), time.process_time()
     for first in range(1, count + 1, size):
         numbers = range(first, min(first + size, count + 1))
@@ -218,7 +220,8 @@ def main() -> None:
         numbers = [int(argument) for argument in arguments[1:]]
         result = run_rate(side, arguments[0], *numbers)
     else:
-        result = run_bulk(side, *[int(argument) for argument in arguments])
+        channels, count, size, *name = arguments
+        result = run_bulk(side, int(channels), int(count), int(size), *name)
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
     if side == "peer":
