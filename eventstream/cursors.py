@@ -50,11 +50,14 @@ class Taken(NamedTuple):
         is_backlog: The target has been failing for longer than BACKLOG_AFTER.
         is_lively: The target accepted something less than LIVELY seconds ago, so that the
             next event is likely to come soon, too.
+        is_behind: More events than a few are waiting for an id. False on SQLite, which
+            takes as long to say so as to number a few.
     """
 
     watermark: int
     is_backlog: bool
     is_lively: bool
+    is_behind: bool
 
 
 class LeaseLostError(EventStreamError):
@@ -142,27 +145,30 @@ class Lease:
     def _mine(self) -> QuerySet[Cursor]:
         return self._rows().filter(lease_token=self._token)
 
-    def take(self, *, force: bool) -> Taken | None:
+    def take(self, *, force: bool, few: int = 1) -> Taken | None:
         """Take it, unless another relay has it, the target is paused, or not due.
 
         Args:
             force: Even if the last failure asked to wait.
+            few: Of more events than so many it says `is_behind`.
         """
-        taken = self._take(force=force)
+        taken = self._take(force=force, few=few)
         if taken is None:
             return None
-        known, watermark, self._was_failing, is_backlog, is_lively = taken
+        known, watermark, self._was_failing, *facts = taken
         missing = set(get_targets()) - set(known)
         _create(self._storage, self._using, self._partition, missing)
-        return Taken(watermark, is_backlog, is_lively)
+        return Taken(watermark, *facts)
 
-    def _take(self, *, force: bool) -> tuple[list[str], int, bool, bool, bool] | None:
+    def _take(
+        self, *, force: bool, few: int
+    ) -> tuple[list[str], int, bool, bool, bool, bool] | None:
         # By database time, in one statement: alike on PostgreSQL, SQLite, behind
         # PgBouncer, and whatever this machine's clock says.
         if self._is_postgresql:
             statement = statements.TAKE if force else statements.TAKE_IF_DUE
-            taken: tuple[list[str], int, bool, bool, bool] | None
-            taken = self._execute(statement)
+            taken: tuple[list[str], int, bool, bool, bool, bool] | None
+            taken = self._execute(statement, few=few)
             return taken
         rows = (
             self._rows()
@@ -182,7 +188,8 @@ class Lease:
         # By this machine's clock, as it is for speed only.
         recently = timezone.now() - datetime.timedelta(seconds=LIVELY)
         is_lively = cursor.confirmed_at is not None and cursor.confirmed_at > recently
-        return known, cursor.watermark, cursor.attempts > 0, is_backlog, is_lively
+        is_failing = cursor.attempts > 0
+        return known, cursor.watermark, is_failing, is_backlog, is_lively, False
 
     def release(self) -> None:
         """Give it back."""
@@ -374,5 +381,8 @@ def _names(using: str) -> dict[str, str]:
         "cursor": Cursor, "event": Event, "partition": Partition, "paused": PausedTarget,
     }  # fmt: skip
     names = {name: table_name(using, model) for name, model in models.items()}
-    first_unnumbered = statements.FIRST_UNNUMBERED.format(event=names["event"])
-    return {**names, "first_unnumbered": first_unnumbered}
+    return {
+        **names,
+        "first_unnumbered": statements.FIRST_UNNUMBERED.format(event=names["event"]),
+        "is_behind": statements.IS_BEHIND.format(event=names["event"]),
+    }

@@ -53,10 +53,11 @@ class InFlight:
     def start(self) -> None:
         """Make the calls from now on, in a thread: the target is its alone until stop()."""
         context = contextvars.copy_context()  # the trace goes on
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=context.run, args=(self._make_calls,), name="eventstream-publish"
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread  # not before it runs: stop() waits for it
 
     def stop(self) -> None:
         """Make no further call, and wait for the one under way: for its time limit at most."""

@@ -35,7 +35,7 @@ from eventstream.rows import Batch, OutboxRow, join_users, split_users
 from eventstream.signals import events_confirmed
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets import get_targets
-from eventstream.targets.base import Item, Target
+from eventstream.targets.base import CallSize, Item, Target
 
 logger = logging.getLogger(__name__)
 
@@ -232,11 +232,12 @@ class _Relay:
         So that it is true of events that saw the flag raised, it is lowered before the
         last try: whoever has the lease then has not looked for the last time yet.
         """
-        taken = self._lease.take(force=force)
+        few = _few()
+        taken = self._lease.take(force=force, few=few)
         if taken is None:
             self._flag.lower()
             ensure_cursors(self._storage, self._using, self._partition)
-            taken = self._lease.take(force=force)
+            taken = self._lease.take(force=force, few=few)
         return taken
 
     def _facts(self, **facts: object) -> dict[str, object]:
@@ -277,13 +278,13 @@ class _Relay:
 
     def _empty(self, taken: Taken) -> None:
         options = conf.get_options()
-        few = min(FEW, options.batch_size)
+        few = _few()
         watermark = taken.watermark
         if taken.is_backlog:
             watermark = self._publish_backlog(watermark)
         if taken.is_lively:
             self._flag.watch()  # before the look, so that nothing falls between the two
-        limit = few
+        limit = options.batch_size if taken.is_behind else few
         is_steady = False
         while True:
             began = time.monotonic()
@@ -398,18 +399,15 @@ class _Relay:
         most = self._target.most_events
         batch: list[OutboxRow] = []
         items: list[Item] = []
-        size = 0
+        size = CallSize()
         for row in rows:
             encoded = self._target.encode(row)
-            row_size = (
-                encoded[0].size if len(encoded) == 1 else sum(i.size for i in encoded)
-            )
-            if batch and (size + row_size > limit or len(batch) == most):
+            if len(batch) == most or not size.add(encoded, limit):
                 yield batch, items
-                batch, items, size = [], [], 0
+                batch, items, size = [], [], CallSize()
+                size.add(encoded, limit)
             batch.append(row)
             items.extend(encoded)
-            size += row_size
         if batch:
             yield batch, items
 
@@ -528,6 +526,10 @@ class _Relay:
                 attempts=attempts, retry_seconds=round(delay, 1), error=str(error)
             ),
         )  # fmt: skip
+
+
+def _few() -> int:
+    return min(FEW, conf.get_options().batch_size)
 
 
 def ask_again(row: OutboxRow) -> OutboxRow:

@@ -46,6 +46,13 @@ FIRST_UNNUMBERED = """
   ORDER BY partition, id LIMIT 1
 """
 
+# More than a relay reads at first. With few it costs what the few do.
+IS_BEHIND = """
+  SELECT id FROM {event}
+  WHERE partition BETWEEN %(partition)s AND %(partition)s AND position IS NULL
+  ORDER BY partition, id OFFSET %(few)s LIMIT 1
+"""
+
 FIRST_KICK = """
   SELECT id FROM {event}
   WHERE partition BETWEEN %(partition)s AND %(partition)s AND kind = 1
@@ -67,7 +74,7 @@ RETURNING ARRAY(SELECT target FROM {cursor} WHERE partition = %(partition)s), c.
     c.failing_since < statement_timestamp() - %(backlog)s * interval '1 second', false
   ), coalesce(
     c.confirmed_at > statement_timestamp() - %(lively)s * interval '1 second', false
-  )
+  ), ({is_behind}) IS NOT NULL
 """
 
 TAKE_IF_DUE = TAKE.replace(

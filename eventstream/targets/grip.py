@@ -20,7 +20,7 @@ from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
 from eventstream.models import EventKind
 from eventstream.positions import quote_channel
 from eventstream.rows import OutboxRow, split_users
-from eventstream.targets.base import Item, Target
+from eventstream.targets.base import NO_RUN, Item, Target, is_joined
 from eventstream.words import describe_cause
 
 FILTER_BUILD_ID = "build-id"
@@ -29,10 +29,6 @@ FILTER_REQUIRE_SUB = "require-sub"
 
 MAX_KICKED = 100
 """Most users who are kicked anew with one event; if it were more, all streams are asked."""
-
-MAX_JOINED_BYTES = 32_000
-"""Most bytes of events that are published as one item; a larger one is published alone. A
-client that does not read has at most so much more of it in the proxy."""
 
 # Only these say that the content is at fault. 401, 403, 404 or 429 would be the answer to
 # every item alike: a wrong key must never turn an outbox into dead letters.
@@ -245,24 +241,27 @@ def _join(items: Sequence[Item]) -> Iterator[bytes]:
 
 
 def _join_channel(items: Sequence[Item]) -> Iterator[bytes]:
-    run: list[bytes] = []
-    size = 0
-    for item, following in zip(items, [*items[1:], None], strict=True):
+    run = NO_RUN
+    bodies: list[bytes] = []
+    head = b""
+    for item in items:
+        goes_on = is_joined(run, item)
+        if bodies and not goes_on:
+            yield _joined(head, bodies, run[0])
+            bodies = []
         if not item.eid:
             yield item.body
-            continue
-        run.append(item.body)
-        size += len(item.body)
-        if (
-            following is not None
-            and following.eid == item.eid + 1
-            and size + len(following.body) <= MAX_JOINED_BYTES
-        ):
-            continue
-        previous = item.eid - len(run)
-        tail = f'"}},"id":"{item.eid}","prev-id":"{previous}"}}'
-        yield item.head + b"".join(run) + tail.encode()
-        run, size = [], 0
+        else:
+            head = item.head
+            bodies.append(item.body)
+        run = (item.eid, (run[1] if goes_on else 0) + len(item.body))
+    if bodies:
+        yield _joined(head, bodies, run[0])
+
+
+def _joined(head: bytes, bodies: Sequence[bytes], last: int) -> bytes:
+    tail = f'"}},"id":"{last}","prev-id":"{last - len(bodies)}"}}'
+    return head + b"".join(bodies) + tail.encode()
 
 
 # One for all: json.dumps makes an encoder on each call.

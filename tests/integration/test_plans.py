@@ -9,6 +9,7 @@ from django.db import connection
 
 from eventstream.cursors import Lease, ensure_cursors
 from eventstream.models import Event, EventKind
+from eventstream.relay import FEW
 from eventstream.storage import get_storage
 from eventstream.undelivered import Search, find_undelivered
 from tests.support.targets import RecordingTarget
@@ -114,7 +115,9 @@ def number_and_read() -> None:
 
 def look() -> None:
     lease = Lease(get_storage(), "default", BUSY, "a")
-    assert lease.take(force=False)
+    taken = lease.take(force=False, few=FEW)
+    assert taken
+    assert not taken.is_behind
     assert lease.has_work()
 
 

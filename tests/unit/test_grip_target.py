@@ -15,12 +15,8 @@ from pytest_django import Settings
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
 from eventstream.models import EventKind
 from eventstream.rows import OutboxRow, join_users
-from eventstream.targets.grip import (
-    MAX_JOINED_BYTES,
-    MAX_KICKED,
-    GripTarget,
-    event_item,
-)
+from eventstream.targets.base import MAX_JOINED_BYTES, CallSize
+from eventstream.targets.grip import MAX_KICKED, GripTarget, _join, event_item
 from tests.support.grip_endpoint import GripEndpoint
 from tests.support.processes import free_port
 
@@ -221,6 +217,30 @@ def test_item_has_no_more_than_it_may(endpoint: GripEndpoint) -> None:
     assert ids == [("0", "3"), ("3", "6"), ("6", "7"), ("7", "8"), ("8", "9")]
     contents = [len(item["http-stream"]["content"]) for item in endpoint.items[:3]]
     assert max(contents) <= MAX_JOINED_BYTES
+
+
+def test_call_is_no_larger_than_was_counted_and_hardly_smaller() -> None:
+    target = GripTarget({"control_uri": "http://127.0.0.1:1"})
+    rows = [
+        make_row(n, channel=f"orders-{other}", data="x" * (37 * n % 9_000))
+        for n in range(1, 100)
+        for other in "abc"
+    ]
+    rows[40] = rows[40]._replace(skip_users=",1,")
+    rows[80] = rows[80]._replace(kind=EventKind.KICK, eid=None, data="4")
+    rows[83] = rows[83]._replace(kicked=",4,")
+    size = CallSize()
+
+    items = []
+    for row in rows:
+        encoded = target.encode(row)
+        assert size.add(encoded, 10**9)
+        items += encoded
+
+    joined = list(_join(items))
+    length = len(b",".join(joined))
+    assert len(joined) < len(rows)
+    assert size.total - 64 * len(joined) <= length <= size.total
 
 
 def test_key_signs_the_request(endpoint: GripEndpoint) -> None:
