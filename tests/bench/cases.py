@@ -477,7 +477,7 @@ def catch_up(bench: Bench, side: str, *, pushpin: bool, clients: int) -> Figures
         _analyze(found.env["ES_DB"])
         # A process that is up: what it does and keeps for the first catch-ups, and PostgreSQL
         # for the first statements of each connection, is no catch-up. Nor the floor's.
-        for _ in range(WARM_UPS):
+        for _ in range(1 if bench.is_quick else WARM_UPS):
             with load(
                 found.port, [found.path("warm")], expect=count, after=1,
                 last_event_id=found.event_id("warm", 1), timeout=60,
