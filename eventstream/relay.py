@@ -43,8 +43,9 @@ MAX_REST = 0.004
 """Most seconds that a relay rests between two small batches, from the third on: what it adds
 to an event's latency at most, and only while events come faster than they can be relayed."""
 FEW = 1000
-"""Most events that are numbered and read at once, unless so many just were: a larger limit
-makes PostgreSQL read a small table as a whole, and this is executed for each event."""
+"""Most events that are numbered and read at once, unless so many just were or more wait: a
+larger limit makes PostgreSQL read a small table as a whole, and this is executed for each
+event."""
 READ_CALLS = 4
 """How many calls' worth of bytes is read at once: what a relay has in memory, once or, while
 it is behind, twice."""

@@ -57,10 +57,19 @@ def after_numbering(
 def test_next_batch_is_numbered_while_one_is_published(
     targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_numbered = threading.Event()
-    after_numbering(monkeypatch, 2, is_numbered.set)
+    is_publishing, is_numbered = threading.Event(), threading.Event()
     waited: list[bool] = []
-    targets["a"].before = lambda: waited.append(is_numbered.wait(5))
+
+    def numbered() -> None:
+        waited.append(is_publishing.wait(5))
+        is_numbered.set()
+
+    def publishing() -> None:
+        is_publishing.set()
+        waited.append(is_numbered.wait(5))
+
+    after_numbering(monkeypatch, 2, numbered)
+    targets["a"].before = publishing
     send(20)
 
     report = relay_partition("default", PARTITION, "a")

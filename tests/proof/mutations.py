@@ -48,6 +48,11 @@ MUTATIONS = [
         f"{RELAY}::test_failing_target_holds_up_no_other",
     ),
     Mutation(
+        "nothing is numbered while a batch is published", "eventstream/relay.py",
+        "                    self._flight.start()\n", "",
+        f"{IN_FLIGHT}::test_next_batch_is_numbered_while_one_is_published",
+    ),
+    Mutation(
         "confirmed ahead of its call", "eventstream/inflight.py",
         "                self._attempt(call[1])\n                self._accepted.put(call)\n",
         "                self._accepted.put(call)\n                self._attempt(call[1])\n",
