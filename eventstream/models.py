@@ -27,9 +27,10 @@ class Event(models.Model):
     kind = models.PositiveSmallIntegerField(
         choices=EventKind.choices, default=EventKind.EVENT
     )
-    channel = models.CharField(max_length=255)
+    created = models.DateTimeField(db_default=Now())
     position = models.BigIntegerField(null=True, editable=False)
     eid = models.BigIntegerField("event id", null=True, editable=False)
+    channel = models.CharField(max_length=255)
     type = models.CharField(max_length=255)
     data = models.TextField(
         help_text="The text that clients receive; of a kick, the user."
@@ -40,7 +41,6 @@ class Event(models.Model):
         help_text="User ids, with a comma before and after each.",
     )
     idempotency_key = models.CharField(max_length=255, null=True, blank=True)  # noqa: DJ001  NULLs are not unique, "" would be
-    created = models.DateTimeField(db_default=Now())
 
     class Meta:
         constraints = [

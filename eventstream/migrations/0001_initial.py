@@ -144,7 +144,12 @@ class Migration(migrations.Migration):
                         choices=[(0, "event"), (1, "permission withdrawn")], default=0
                     ),
                 ),
-                ("channel", models.CharField(max_length=255)),
+                (
+                    "created",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
                 ("position", models.BigIntegerField(editable=False, null=True)),
                 (
                     "eid",
@@ -152,6 +157,7 @@ class Migration(migrations.Migration):
                         editable=False, null=True, verbose_name="event id"
                     ),
                 ),
+                ("channel", models.CharField(max_length=255)),
                 ("type", models.CharField(max_length=255)),
                 (
                     "data",
@@ -170,12 +176,6 @@ class Migration(migrations.Migration):
                 (
                     "idempotency_key",
                     models.CharField(blank=True, max_length=255, null=True),
-                ),
-                (
-                    "created",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
                 ),
             ],
             options={

@@ -173,6 +173,10 @@ def _flat(figures: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def _tick(value: float, _: object) -> str:
+    return f"{value:,.10g}"  # with fewer digits a million is 1e+06
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
     """Draw the sides of each row that has several beside each other."""
     import matplotlib as mpl
@@ -200,9 +204,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
             [sides[n]["most"] - sides[n]["median"] for n in names],
         ]
         axis.barh(names, values, xerr=spread, color=[_COLOURS[n] for n in names])
-        axis.set_title(f"{case.title}, {case.unit}", fontsize=8, loc="left")
+        title = f"{case.title}, {case.unit}"
+        if case.is_low_good:
+            title += " (less is better)"
+        axis.set_title(title, fontsize=8, loc="left")
         axis.tick_params(labelsize=7)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.xaxis.set_major_formatter(_tick)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
@@ -254,7 +261,7 @@ def plot_growth(results: dict[str, Any], path: Path) -> None:
             axis.set_ylim(0, 1.3 * most)
             axis.legend(fontsize=6, loc="upper left", ncols=2)
             axis.tick_params(labelsize=7)
-            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axis.yaxis.set_major_formatter(_tick)
         row[0].set_title(f"by {_SIZES[case.name]}", fontsize=8, loc="left")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

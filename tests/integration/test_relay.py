@@ -548,6 +548,18 @@ def test_prune_deletes_what_is_older_than_a_day(
     assert get_storage().floor("default", "orders") == 4 - left
 
 
+def test_prune_deletes_the_letters_of_what_it_deletes(targets: Targets) -> None:
+    targets["a"].poison = {"1", "4"}
+    send(6)
+    relay_all("default")
+    age([1, 2, 3], 90_000)
+
+    jobs.prune("default")
+
+    assert [letter.eid for letter in DeadLetter.objects.all()] == [5]
+    assert Event.objects.count() == 3
+
+
 def test_prune_makes_no_hole_when_ages_are_inverted(targets: Targets) -> None:
     send(4)
     relay_all("default")

@@ -271,6 +271,11 @@ MUTATIONS = [
         f"{RELAY}::test_prune_in_several_transactions_leaves_nothing_between",
     ),
     Mutation(
+        "prune leaves the letters", "eventstream/pruning.py",
+        "  DELETE FROM {letter} WHERE", "  SELECT 1 FROM {letter} WHERE",
+        f"{RELAY}::test_prune_deletes_the_letters_of_what_it_deletes", True,
+    ),
+    Mutation(
         "prune by age", "eventstream/pruning.py",
         "last = bound = young - 1", "pass",
         f"{RELAY}::test_prune_makes_no_hole_when_ages_are_inverted",
