@@ -287,7 +287,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a pruned position is passed over in silence", "eventstream/log.py",
-        "if first != eid + 1:", "if False:",
+        "if not found or found[0][0] != eid + 1:", "if not found:",
         f"{RELAY}::test_position_outside_the_log_is_a_reset",
     ),
     Mutation(
