@@ -42,8 +42,10 @@ MARKER_CHANNEL = "held"
 """A channel to which nothing is ever published. A hold of best-effort channels has it, as it
 would be the only one without anything that the proxy tells of in Grip-Last."""
 
-ASK_AGAIN = 10
-"""Seconds of silence after which a link is asked that the database could not answer."""
+ASK_SOON = 10
+"""Seconds of silence after which a link is asked for the first time, or again if the database
+could not answer. What was published between reading and holding, Pushpin finds out for the
+first stream of a channel alone, and forgets the channel's last id by it: see decisions/0004."""
 
 
 def is_proxied(request: HttpRequest) -> bool:
@@ -66,8 +68,9 @@ def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
     )
     text = preamble + page.text
     return _respond(
-        request, reader, page.positions, text, page.is_last, is_opening=True
-    )
+        request, reader, page.positions, text, page.is_last,
+        is_opening=True, is_asked_soon=True,
+    )  # fmt: skip
 
 
 def continue_stream(
@@ -104,9 +107,11 @@ def continue_stream(
         logger.warning(
             "A stream is held as it is: the database cannot be read (%s)", error
         )
-        soon = min(ASK_AGAIN, conf.get_options().next_link_timeout)
-        return _respond(request, reader, reader.positions, "", True, ask_within=soon)
-    return _respond(request, reader, page.positions, page.text, page.is_last)
+        return _respond(request, reader, reader.positions, "", True, is_asked_soon=True)
+    return _respond(
+        request, reader, page.positions, page.text, page.is_last,
+        is_asked_soon=kind is not LinkKind.HOLD,
+    )  # fmt: skip
 
 
 def grip_positions(last: Mapping[str, str], reader: Reader) -> dict[str, int]:
@@ -129,7 +134,7 @@ def _respond(
     is_last: bool,
     *,
     is_opening: bool = False,
-    ask_within: int | None = None,
+    is_asked_soon: bool = False,
 ) -> HttpResponse:
     now = time.time()
     options = conf.get_options()
@@ -182,8 +187,9 @@ def _respond(
         text = escaped
     instruct.meta["user"] = quote_channel(reader.user_id) or "anonymous"
     instruct.set_keep_alive(sse.KEEP_ALIVE, options.keep_alive)
+    silence = options.next_link_timeout
     instruct.set_next_link(
         f"{base}next/{sign_link(reader, now=now)}/",
-        ask_within or options.next_link_timeout,
+        min(ASK_SOON, silence) if is_asked_soon else silence,
     )
     return HttpResponse(text, content_type=CONTENT_TYPE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,16 @@ class StatefulChannelManager(ChannelManager):
         return InitialState(
             list(Group.objects.order_by("pk").values_list("name", flat=True))
         )
+
+
+class SlowChannelManager(ChannelManager):
+    """A state takes its time."""
+
+    def get_initial_state(
+        self, user: AbstractBaseUser | None, channel: str
+    ) -> InitialState:
+        time.sleep(2)
+        return InitialState("old")
 
 
 class AsyncChannelManager(ChannelManagerBase):

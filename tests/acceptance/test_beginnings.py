@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -60,6 +62,26 @@ def test_stream_begins_with_the_state_and_goes_on_with_what_changes_it(
         reset, state = stream.take(2)
         assert reset.type == "stream-reset"
         assert told([state]) == [("initial-state", ["100 %I", "b", "c"], "groups:3")]
+
+
+def test_event_that_passes_while_a_crowd_opens_behind_a_proxy_is_there_soon() -> None:
+    """It finds out that the first of them is behind, and of the others it does not."""
+    manager = "tests.channels.SlowChannelManager"
+    env = {"ES_SET": json.dumps({"EVENTSTREAM_CHANNELMANAGER_CLASS": manager})}
+    with running(with_pushpin=True, env=env) as stack:
+        url = f"{stack.url}/events/?channel=orders"
+        with Stream(url).open() as early, ThreadPoolExecutor(3) as pool:
+            assert early.next().type == "initial-state"
+            time.sleep(1.5)  # all of a channel are asked for a second after the first
+            opening = [pool.submit(Stream, url) for _ in range(3)]
+            time.sleep(1)
+            stack.send("orders", data="new")
+            assert early.next().type == "message"
+            streams = [each.result() for each in opening]
+            for stream in streams:
+                with stream.open():
+                    assert stream.next().type == "initial-state"
+                    assert stream.next(timeout=15).id == "orders:1"
 
 
 # --- REST framework

@@ -95,6 +95,26 @@ def test_next_link_goes_on_from_what_the_proxy_has_handed_over(
     assert "prev-id=3" in response["Grip-Channel"]
 
 
+@pytest.mark.parametrize(("silence", "soon"), [(60, 10), (5, 5)])
+def test_opened_stream_is_asked_for_soon(
+    proxy: dict[str, str], settings: Any, silence: int, soon: int
+) -> None:
+    settings.EVENTSTREAM_NEXT_LINK_TIMEOUT = silence
+    headers = {**proxy, "Grip-Last": "events-a; last-id=0"}
+    opened = open_stream(proxy, "channel=a")
+    token = sign_link(Reader(("a",), ""), {"a": 0}, now=time.time())
+
+    links = [
+        opened["Grip-Link"],
+        Client().get(f"/events/next/{token}/", headers=proxy)["Grip-Link"],
+        Client().get(next_path(opened), headers=headers)["Grip-Link"],
+    ]
+
+    # The last of some pages is an opening, too.
+    timeouts = [int(link.rpartition("timeout=")[2]) for link in links]
+    assert timeouts == [soon, soon, silence]
+
+
 @pytest.mark.parametrize("is_paging", [False, True])
 def test_stream_is_held_as_it_is_while_the_database_is_away(
     proxy: dict[str, str], monkeypatch: pytest.MonkeyPatch, is_paging: bool

@@ -271,6 +271,11 @@ MUTATIONS = [
         f"{RELAY}::test_prune_in_several_transactions_leaves_nothing_between",
     ),
     Mutation(
+        "a stream that opens behind a proxy is asked for late", "eventstream/hold.py",
+        "min(ASK_SOON, silence) if is_asked_soon else silence", "silence",
+        "tests/integration/test_views.py::test_opened_stream_is_asked_for_soon",
+    ),
+    Mutation(
         "prune leaves the letters", "eventstream/pruning.py",
         "  DELETE FROM {letter} WHERE", "  SELECT 1 FROM {letter} WHERE",
         f"{RELAY}::test_prune_deletes_the_letters_of_what_it_deletes", True,
