@@ -43,7 +43,7 @@ def proxy_restart(bench: Bench, side: str) -> Figures:
             found.port, path, clients=clients, expect=10**9, timeout=600, per_second=250,
         ) as client:  # fmt: skip
             client.until_open()
-            time.sleep(13)  # each asks once after ten, then waits for its timeout
+            time.sleep(min(10, link_timeout) + 3)  # each has asked once, and waits
             before, began = _count_asked(web), time.monotonic()
             time.sleep(link_timeout + (2 if bench.is_quick else 5))
             asked = _count_asked(web) - before
