@@ -52,10 +52,10 @@ class BusLink:
         """
         self._topics.add(topic)
         confirmed = self._waiting.setdefault(topic, asyncio.Event())
-        if self._is_up:
-            await self._send("subscribe", topic)
         try:
             async with asyncio.timeout(_CONFIRM):
+                if self._is_up:
+                    await self._send("subscribe", topic)
                 await confirmed.wait()
         except TimeoutError:
             self._unconfirmed.add(topic)  # look again once it is

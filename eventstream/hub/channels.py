@@ -65,12 +65,16 @@ class Channels:
         """Wait until the channel is live."""
         if state.joined is None:
             state.joined = self._loop.create_task(self._go_live(state))
+        joined = state.joined
         try:
-            await asyncio.shield(state.joined)
+            await asyncio.shield(joined)
         except asyncio.CancelledError:
             raise
         except Exception:
-            state.joined = None  # the next reader tries again
+            # The next reader tries again, unless another does so already: of two joins the
+            # later would move the head above a tail that ends before it.
+            if state.joined is joined:
+                state.joined = None
             raise
 
     async def _go_live(self, state: ChannelState) -> None:
@@ -122,7 +126,13 @@ class Channels:
             )
 
     async def look(self, using: str, partitions: set[int] | None) -> None:
-        """Find what the bus did not bring, in channels of these partitions, None for all."""
+        """Find what the bus did not bring, in channels of these partitions, None for all.
+
+        And what is known to be there, and could not be read when it was.
+        """
+        for each in self:
+            if each.alias == using and each.wanted > each.head:
+                self.fill(each, each.wanted)
         names = [
             state.name
             for state in self

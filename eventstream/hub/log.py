@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
+import time
 from collections.abc import Callable
 
 from eventstream import conf
@@ -22,26 +24,55 @@ Kick = tuple[int, int, str, str]
 """As DjangoModelStorage.kicks_after has it: …, channel, user id."""
 
 
+Heads = dict[int, int]
+"""The last position of each partition."""
+
+
 class Log:
-    """Reads the log in the pool's threads."""
+    """Reads the log in the pool's threads.
+
+    Attributes:
+        heard_since: By time.monotonic(). Kicks from then on this process hears of; one before
+            may be below the heads with which it began.
+    """
 
     def __init__(self, pool: ReaderPool, on_kick: Callable[[str, str], None]) -> None:
         self._pool = pool
         self._on_kick = on_kick
         self._loop = asyncio.get_running_loop()
-        self._heads: dict[str, dict[int, int]] = {}
+        self.heard_since = -math.inf
+        self._heads: dict[str, Heads] = {}
+        self._done: dict[str, Heads] = {}
+        self._looking = asyncio.Lock()
 
-    async def look(self, using: str) -> set[int] | None:
-        """Number what is stale; return the partitions that have moved, at first None."""
-        known = self._heads.get(using)
-        heads, kicks = await self._pool.run(
-            functools.partial(_look, using, known), using
-        )
-        self._heads[using] = heads
-        self._tell(kicks)
-        if known is None:
-            return None
-        return {number for number, head in heads.items() if head != known.get(number)}
+    async def look(self, using: str) -> tuple[Heads, set[int] | None]:
+        """Number what is stale; return the heads, and the partitions to be looked at.
+
+        These are the ones that have moved since the heads that `done` was told of, or None
+        for all.
+        """
+        # One at a time: of two that both are the first, each would take the kicks before
+        # its own heads for known.
+        async with self._looking:
+            known = self._heads.get(using)
+            heads, kicks = await self._pool.run(
+                functools.partial(_look, using, known), using
+            )
+            self._heads[using] = heads
+            if known is None:
+                self.heard_since = time.monotonic()
+            self._tell(kicks)
+        done = self._done.get(using)
+        if done is None:
+            return heads, None
+        return heads, {n for n, head in heads.items() if head != done.get(n)}
+
+    def done(self, using: str, heads: Heads) -> None:
+        """Note that what moved up to these heads has been looked at.
+
+        Not when it is only known: if looking at it fails, the next look does so again.
+        """
+        self._done[using] = heads
 
     async def current_ids(self, using: str, names: list[str]) -> dict[str, int]:
         """Return the newest event id of each channel."""
@@ -78,9 +109,7 @@ class Log:
             self._on_kick(channel, user_id)
 
 
-def _look(
-    using: str, known: dict[int, int] | None
-) -> tuple[dict[int, int], list[Kick]]:
+def _look(using: str, known: Heads | None) -> tuple[Heads, list[Kick]]:
     storage = get_storage()
     number_stale(storage, using)
     heads = storage.heads(using)

@@ -65,10 +65,18 @@ class Permissions:
         if mine:
             self._spawn(self._kick(mine))
 
-    def begin(self, subscriber: Subscriber) -> None:
-        """Ask again for a stream that begins, if a kick came since it was asked about."""
+    def begin(self, subscriber: Subscriber, heard_since: float) -> None:
+        """Ask again for a stream that begins, if a kick came since it was asked about.
+
+        Or may have come: of those before some moment this process has not heard.
+        """
         reader = subscriber.reader
-        if any(
+        is_unsure = (
+            bool(reader.user_id)  # others cannot be kicked
+            and reader.checked_at < heard_since
+            and (asks_permissions() or is_operator(reader.user_id))
+        )
+        if is_unsure or any(
             self._kicks.get((name, reader.user_id), -1.0) >= reader.checked_at
             for name in reader.channels
         ):

@@ -120,7 +120,7 @@ class Hub:
         try:
             await self._look_first()
             await asyncio.gather(*map(self.channels.join, subscriber.states))
-            self._permissions.begin(subscriber)
+            self._permissions.begin(subscriber, self._log.heard_since)
             return (await self._streams.open(subscriber)).encode()
         except InitialStateError:
             subscriber.is_over = True  # it is logged; the client comes back
@@ -130,12 +130,14 @@ class Hub:
         """Wait until the hub knows how far the log is: later kicks are those above it."""
         if self._looked is None:
             self._looked = self._loop.create_task(self.look())
+        looked = self._looked
         try:
-            await asyncio.shield(self._looked)
+            await asyncio.shield(looked)
         except asyncio.CancelledError:
             raise
         except Exception:
-            self._looked = None  # the next reader tries again
+            if self._looked is looked:  # or another has tried again already
+                self._looked = None
             raise
 
     # --- what the bus brings
@@ -231,8 +233,9 @@ class Hub:
             is_full: Look at every channel, not only where positions have moved.
         """
         for using in conf.get_options().databases:
-            moved = await self._log.look(using)
+            heads, moved = await self._log.look(using)
             await self.channels.look(using, None if is_full else moved)
+            self._log.done(using, heads)
 
     async def _tick_loop(self) -> None:
         """Keep-alives, permissions asked again, and channels that nobody reads."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import redis
 import redis.asyncio
+import redis.asyncio.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -54,14 +55,21 @@ def connect(arguments: dict[str, Any], *, timeout: float) -> redis.Redis:
 
 
 def connect_async(arguments: dict[str, Any]) -> redis.asyncio.Redis:
-    """Return the hub's client: a mute server is noticed by its health check."""
-    limits = {"socket_connect_timeout": 2.0, "health_check_interval": 5}
-    arguments = {**arguments, **limits}
+    """Return the hub's client: a mute server is noticed by its health check.
+
+    No retries: redis-py would connect and subscribe again without a word, and nobody would
+    look for what was published meanwhile. From a URL it makes none, from arguments ten.
+    """
+    limits = {
+        "socket_connect_timeout": 2.0,
+        "retry": redis.asyncio.retry.Retry(NoBackoff(), 0),
+    }
+    arguments = {**arguments, **limits, "health_check_interval": 5}
     if "sentinels" in arguments:
         sentinels, service = arguments.pop("sentinels"), arguments.pop("service_name")
         asked = redis.asyncio.Sentinel(  # type: ignore[no-untyped-call]
             sentinels,
-            sentinel_kwargs={"socket_timeout": 2.0, "socket_connect_timeout": 2.0},
+            sentinel_kwargs={**limits, "socket_timeout": 2.0},
             **arguments,
         )
         client: redis.asyncio.Redis = asked.master_for(service)

@@ -7,10 +7,11 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connections
+from django.db import OperationalError, connections
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events, sse
@@ -23,7 +24,7 @@ from eventstream.models import Event, EventKind
 from eventstream.reading import Reader
 from eventstream.rows import LogEvent, OutboxRow, partition_of
 from eventstream.storage import get_storage
-from eventstream.targets.bus import BusTarget
+from eventstream.targets.bus import BusTarget, connect
 from eventstream.testing import drain_outbox
 from tests.support.sse import Message, Parser
 from tests.support.valkey import Valkey
@@ -92,6 +93,8 @@ async def bus(server: Valkey, settings: Settings) -> AsyncIterator[BusTarget]:
     original = Hub._on_numbered
     Hub._on_numbered = lambda *args, **kwargs: None  # type: ignore[method-assign]
     target = BusTarget({"url": server.url})
+    # Before any other stream, as of kicks before its first look a hub does not hear.
+    await (await Stream("warm").open()).close()
     yield target
     Hub._on_numbered = original  # type: ignore[method-assign]
     await get_hub().close()
@@ -169,6 +172,29 @@ async def test_what_the_bus_lost_while_it_was_away_is_found(
     await publish(bus, 4)
     await send(1)
     assert await stream.ids(1) == [4]
+    await stream.close()
+
+
+@pytest.mark.parametrize("is_url", [True, False])
+async def test_what_passed_while_the_connection_was_cut_is_found(
+    bus: BusTarget, server: Valkey, settings: Settings, is_url: bool
+) -> None:
+    """The server is there all the time, so it is only the hub that can notice."""
+    parts = urlsplit(server.url)
+    settings.EVENTSTREAM_REDIS = (
+        server.url if is_url else {"host": parts.hostname, "port": parts.port}
+    )
+    await get_hub().close()  # it is to connect by this setting
+    stream = await Stream("orders").open()
+    await send(3)  # published to nobody
+
+    def cut() -> None:
+        with connect({"url": server.url}, timeout=2) as client:
+            client.client_kill_filter(_type="pubsub")
+
+    await sync_to_async(cut)()
+
+    assert await stream.ids(3) == [1, 2, 3]
     await stream.close()
 
 
@@ -344,6 +370,114 @@ async def test_kick_between_check_and_start_ends_the_stream(bus: BusTarget) -> N
         "stream-error",
     ]
     await first.close()
+
+
+async def test_kick_before_the_hub_has_looked_ends_the_stream(bus: BusTarget) -> None:
+    """Permission was asked before it, and the log is past it when the hub begins."""
+    checked_at = time.monotonic()
+    await get_hub().close()
+    await send_after_a_kick()
+
+    stream = Stream("members", user_id="7", checked_at=checked_at)
+
+    assert (await stream.next()).type == "stream-open"
+    await publish(bus, 2, channel="members")
+    assert (await stream.next()).type == "stream-error"
+
+
+async def test_kick_between_two_looks_that_are_both_the_first_is_heard(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await get_hub().close()
+    heard: list[str] = []
+    run, is_read, may_go_on = ReaderPool.run, asyncio.Event(), asyncio.Event()
+
+    async def wait(pool: ReaderPool, call: object, *aliases: str) -> object:
+        found: object = await run(pool, call, *aliases)  # type: ignore[arg-type]
+        if not is_read.is_set():
+            is_read.set()
+            await may_go_on.wait()
+        return found
+
+    monkeypatch.setattr(ReaderPool, "run", wait)
+    pool = ReaderPool(2)
+    log = Log(pool, lambda channel, user_id: heard.append(user_id))
+    first = asyncio.create_task(log.look("default"))
+    await is_read.wait()
+    await send_after_a_kick()
+    second = asyncio.create_task(log.look("default"))
+    await asyncio.sleep(0.1)
+    may_go_on.set()
+    await asyncio.gather(first, second)
+    await pool.close()
+
+    assert heard == ["7"]
+
+
+@pytest.mark.parametrize("step", ["current_ids", "read"])
+async def test_look_that_could_not_be_finished_is_taken_up_by_the_next(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The heads were read, and what was to follow failed: nothing else would come for it."""
+    stream = await Stream("orders").open()
+    await send(2)
+    work, failures = getattr(Log, step), 0
+
+    async def fail_once(log: Log, *arguments: object) -> object:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise OperationalError("too many clients")
+        return await work(log, *arguments)
+
+    monkeypatch.setattr(Log, step, fail_once)
+    for _ in range(2):
+        with contextlib.suppress(OperationalError):
+            await get_hub().look()
+        await asyncio.sleep(0.1)  # what a look has begun goes on by itself
+
+    assert await stream.ids(2) == [1, 2]
+    await stream.close()
+
+
+async def test_one_of_those_whose_join_failed_begins_the_next(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two joins at once: the later would put the head above a tail that ends before it."""
+    is_asked, is_down, joins = asyncio.Event(), asyncio.Event(), 0
+
+    async def current_ids(log: Log, using: str, names: list[str]) -> dict[str, int]:
+        nonlocal joins
+        joins += 1
+        if joins == 1:
+            is_asked.set()
+            await is_down.wait()
+            raise OperationalError("down")
+        await asyncio.sleep(0.1)
+        return dict.fromkeys(names, 0)
+
+    monkeypatch.setattr(Log, "current_ids", current_ids)
+    channels = get_hub().channels
+    state = channels.add("orders", is_reliable=True)
+
+    async def join() -> bool:
+        try:
+            await channels.join(state)
+        except OperationalError:
+            return False
+        return True
+
+    early = [asyncio.create_task(join()) for _ in range(2)]
+    await is_asked.wait()
+    is_down.set()
+    # In the same round of the loop in which the join fails, and after those who waited.
+    late = [asyncio.create_task(join()) for _ in range(2)]
+    await asyncio.wait(early)
+    late.append(asyncio.create_task(join()))
+
+    assert await asyncio.gather(*early) == [False, False]
+    assert all(await asyncio.gather(*late[1:]))
+    assert joins == 2
 
 
 async def test_best_effort_events_of_one_message_all_arrive(bus: BusTarget) -> None:
