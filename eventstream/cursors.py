@@ -145,6 +145,11 @@ class Lease:
     def _mine(self) -> QuerySet[Cursor]:
         return self._rows().filter(lease_token=self._token)
 
+    @property
+    def is_failing(self) -> bool:
+        """The target has failed before, and accepted nothing of the partition since."""
+        return self._was_failing
+
     def take(self, *, force: bool, few: int = 1) -> Taken | None:
         """Take it, unless another relay has it, the target is paused, or not due.
 
@@ -260,8 +265,13 @@ class Lease:
         if not confirmed:
             raise LeaseLostError
 
-    def fail(self, error: str) -> tuple[int, float] | None:
+    def fail(self, error: str, *, is_alone: bool = False) -> tuple[int, float] | None:
         """Give it back, for the target has failed, until a time by the number of failures.
+
+        Args:
+            error: What it said.
+            is_alone: The target accepts other things, now: the failure is of this partition,
+                and no reason for others to wait.
 
         Returns:
             How many in a row these are, and the seconds to wait; None if the lease is
@@ -280,8 +290,11 @@ class Lease:
             last_error=error,
             lease_token="",
             lease_until=None,
+            # Later than `failing_since`, which is what says so.
+            **({"confirmed_at": Now()} if is_alone else {}),
         )
-        self._postpone_others(delay)
+        if not is_alone:
+            self._postpone_others(delay)
         return attempts + 1, delay
 
     def _postpone_others(self, delay: float) -> None:
@@ -334,14 +347,15 @@ class Lease:
         self._rows().filter(failing_since=None).update(failing_since=Now())
 
     def _failing_others(self) -> QuerySet[Cursor]:
-        """Return this target's other cursors that are known to fail.
+        """Return this target's other cursors that are known to fail, and not alone.
 
         A target that hangs takes a worker several seconds to find out. One of its
         partitions does so on behalf of all; the others wait, or the workers would be
         busy with the dead target, and the healthy ones be late.
         """
         recent = Now() - datetime.timedelta(seconds=STALE_FAILURE)
-        return self._others().filter(attempts__gt=0, next_attempt__gt=recent)
+        failing = self._others().filter(attempts__gt=0, next_attempt__gt=recent)
+        return failing.exclude(confirmed_at__gt=F("failing_since"))
 
     def _others(self) -> QuerySet[Cursor]:
         rows = Cursor.objects.using(self._using).filter(target=self._target)

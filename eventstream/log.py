@@ -20,6 +20,7 @@ from django.db.models import (
     Model,
     Q,
 )
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 
 from eventstream import conf
@@ -158,22 +159,52 @@ class Log:
         return Batch(rows, bool(has_letters), bool(has_kicks), bool(is_paused), read_at)
 
     def read_newest(
-        self, using: str, partition: int, *, after: int, up_to: int
-    ) -> list[OutboxRow]:
-        """Return of a backlog the newest event of each channel, and every kick."""
+        self,
+        using: str,
+        partition: int,
+        *,
+        after: int,
+        up_to: int,
+        limit: int,
+        limit_bytes: int,
+    ) -> Iterator[list[OutboxRow]]:
+        """Yield of a backlog the newest event of each channel, and every kick, in order.
+
+        Args:
+            using: Database alias.
+            partition: Its number.
+            after: The last position that is not wanted.
+            up_to: The last one that is.
+            limit: Most rows to yield at once.
+            limit_bytes: Bytes of data from which on a row is not yielded with others.
+        """
         rows = Event.objects.using(using).filter(
             partition=partition, position__gt=after, position__lte=up_to
         )
         newest = rows.filter(kind=EventKind.EVENT).values("channel")
         positions = newest.annotate(newest=Max("position")).values("newest")
         wanted = rows.filter(Q(kind=EventKind.KICK) | Q(position__in=positions))
+        is_sqlite = connections[using].vendor == "sqlite"
+        size = RawSQL(_SIZE_SQLITE if is_sqlite else "octet_length(data)", [])  # noqa: S611  no input
+        found = wanted.annotate(size=size).order_by("position")
+        for some in _cut(found.values_list("position", "size"), limit, limit_bytes):
+            yield self._read_at(using, partition, some)
+
+    def _read_at(
+        self, using: str, partition: int, positions: list[int]
+    ) -> list[OutboxRow]:
         age = ExpressionWrapper(Now() - F("created"), output_field=DurationField())
-        found = wanted.annotate(age=age).order_by("position")
-        newest_rows = [
-            OutboxRow._make((*row, "", age.total_seconds()))
-            for *row, age in found.values_list(*ROW_COLUMNS, "age")
-        ]
-        return self._mark(using, partition, newest_rows)
+        rows = Event.objects.using(using).filter(
+            partition=partition, position__in=positions
+        )
+        found = rows.annotate(age=age).order_by("position")
+        return self._mark(
+            using, partition,
+            [
+                OutboxRow._make((*row, "", age.total_seconds()))
+                for *row, age in found.values_list(*ROW_COLUMNS, "age")
+            ],
+        )  # fmt: skip
 
     def _mark(
         self, using: str, partition: int, rows: list[OutboxRow]
@@ -411,6 +442,22 @@ def database_now(using: str) -> datetime.datetime:
         cursor.execute("SELECT statement_timestamp()")
         instant: datetime.datetime = cursor.fetchone()[0]
         return instant
+
+
+def _cut(
+    sizes: Iterable[tuple[int | None, int]], limit: int, limit_bytes: int
+) -> Iterator[list[int]]:
+    """Yield positions, as many at once as there is room for their rows, one at least."""
+    some: list[int] = []
+    total = 0
+    for position, size in sizes:
+        if some and (len(some) == limit or total + size > limit_bytes):
+            yield some
+            some, total = [], 0
+        some.append(position or 0)
+        total += size
+    if some:
+        yield some
 
 
 def table_name(using: str, model: type[Model]) -> str:

@@ -159,6 +159,13 @@ class Cursor(models.Model):
     def __str__(self) -> str:
         return f"{self.target} / {self.partition}"
 
+    @property
+    def fails_alone(self) -> bool:
+        """Whether the target has taken other things since this partition began to fail."""
+        if self.failing_since is None or self.confirmed_at is None:
+            return False
+        return self.confirmed_at > self.failing_since
+
 
 class PausedTarget(models.Model):
     """A target that an operator has paused: nothing is published to it. Written by pausing.

@@ -17,7 +17,10 @@ import enum
 import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+
+from django.db import InterfaceError, OperationalError, connections
 
 from eventstream import conf, instruments, tracing
 from eventstream.channelmanager import may_read
@@ -215,11 +218,13 @@ class _Relay:
                     "Lost the lease of %s / %s", self._target.name, self._partition
                 )
             except BaseException:
-                # A worker's time limit or shutdown: hand the rest on at once.
-                self._lease.release()
+                # A worker's time limit or shutdown, or the database's: hand the rest on at
+                # once. That it cannot be given back is no news then.
+                with suppress(OperationalError, InterfaceError):
+                    self._release()
                 raise
             else:
-                self._lease.release()
+                self._release()
                 self._flag.lower()
                 if not self._lease.has_work():
                     return self._report(Outcome.DONE)
@@ -240,6 +245,20 @@ class _Relay:
             ensure_cursors(self._storage, self._using, self._partition)
             taken = self._lease.take(force=force, few=few)
         return taken
+
+    def _release(self) -> None:
+        """Give the lease back, by a new connection if this one was cut.
+
+        It would keep away whoever tries again at once, which can do so by a new one.
+        """
+        try:
+            self._lease.release()
+        except (OperationalError, InterfaceError):
+            connection = connections[self._using]
+            if connection.in_atomic_block:
+                raise
+            connection.close()
+            self._lease.release()
 
     def _facts(self, **facts: object) -> dict[str, object]:
         """Return a log line's facts by name, for formatters that keep them apart."""
@@ -305,7 +324,7 @@ class _Relay:
                 return  # the last look finds out, and numbers the rest
             if found.rows:
                 watermark = found.rows[-1].position
-                self._flight = self._prepare(found)
+                self._flight = self._prepare(found, was_waiting=was_in_flight)
                 if is_full:  # so there is more
                     self._flight.start()
                     goes_on = True
@@ -327,12 +346,18 @@ class _Relay:
                 time.sleep(min(time.monotonic() - began, MAX_REST))
             is_steady = True  # once more has come, as it does now and then, is not
 
-    def _prepare(self, found: Batch) -> InFlight:
-        """Return what was read as what is to be published."""
+    def _prepare(self, found: Batch, *, was_waiting: bool) -> InFlight:
+        """Return what was read as what is to be published.
+
+        Args:
+            found: What was read.
+            was_waiting: Others were on their way meanwhile; some of it may have been given
+                up since it was read.
+        """
         rows = found.rows
         if found.has_kicks:
             rows = [ask_again(row) for row in rows]
-        if found.has_letters:
+        if found.has_letters or was_waiting:
             rows = self._without_given_up(rows)
         return InFlight(
             self._calls(rows),
@@ -380,18 +405,28 @@ class _Relay:
         Its held streams see the gap and read the log. Event by event the proxy would
         hold up each for message_wait, and forget ids that it has seen before.
         """
-        self._storage.number_all(self._using, self._partition)
+        options = conf.get_options()
+        limit = options.batch_size
+        while limit == self._storage.number_batch(
+            self._using, self._partition, limit=limit
+        ):
+            self._lease.renew()
         head = self._storage.last_position(self._using, self._partition)
         read_at = time.monotonic()
-        newest = self._storage.read_newest(
-            self._using, self._partition, after=watermark, up_to=head
-        )
-        rows = self._without_given_up(newest)
-        for batch, items in self._calls([ask_again(row) for row in rows]):
-            self._publish(batch, items)
-            self._lease.renew()
+        published: list[OutboxRow] = []
+        for newest in self._storage.read_newest(
+            self._using, self._partition,
+            after=watermark, up_to=head,
+            limit=limit, limit_bytes=READ_CALLS * options.batch_bytes,
+        ):  # fmt: skip
+            rows = self._without_given_up(newest)
+            for batch, items in self._calls([ask_again(row) for row in rows]):
+                self._lease.renew()
+                self._publish(batch, items)
+            # To be counted: not the data, of which there may be more than there is memory.
+            published += [row._replace(data="") for row in rows]
         if head > watermark:
-            self._confirm(head, rows, read_at=read_at, is_backlog=True)
+            self._confirm(head, published, read_at=read_at, is_backlog=True)
         return head
 
     def _calls(self, rows: Sequence[OutboxRow]) -> Iterator[Call]:
@@ -450,6 +485,21 @@ class _Relay:
             raise PublishUnavailableError(
                 f"it refuses whatever is published: {error}"
             ) from error
+
+    def _is_alone(self, error: PublishError) -> bool:
+        """Say whether the target takes other things, when this has failed repeatedly.
+
+        There may be an event that it always answers with an error, or batches for which its
+        time does not suffice; the other partitions have no part in it.
+        """
+        if not self._lease.is_failing or failure_kind(error) == "connection":
+            return False
+        self._lease.renew()
+        try:
+            self._target.publish(self._target.probe())
+        except PublishError:
+            return False
+        return True
 
     def _bisect(
         self, rows: Sequence[OutboxRow], error: PublishRejectedError
@@ -516,7 +566,11 @@ class _Relay:
         return goes_on
 
     def _record_failure(self, error: PublishError) -> None:
-        failure = self._lease.fail(str(error))
+        try:
+            is_alone = self._is_alone(error)
+        except LeaseLostError:
+            return
+        failure = self._lease.fail(str(error), is_alone=is_alone)
         if failure is None:
             return
         attempts, delay = failure

@@ -85,6 +85,7 @@ TAKE_IF_DUE = TAKE.replace(
     SELECT 1 FROM {cursor} o
     WHERE o.target = %(target)s AND o.partition <> %(partition)s AND o.attempts > 0
       AND o.next_attempt > statement_timestamp() - %(stale)s * interval '1 second'
+      AND NOT coalesce(o.confirmed_at > o.failing_since, false)
   ))
 RETURNING""",
 )

@@ -127,7 +127,11 @@ class _Finder:
         self._targets = [n for n in configured if search.target in ("", n)]
         rows = Cursor.objects.using(using).filter(target__in=configured)
         self._cursors = {(row.partition, row.target): row for row in rows}
-        failing = [row for row in self._cursors.values() if row.attempts]
+        failing = [
+            row
+            for row in self._cursors.values()
+            if row.attempts and not row.fails_alone
+        ]
         self._failing = {
             row.target: row for row in sorted(failing, key=lambda row: row.attempts)
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from django.db import OperationalError, connections
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_events
-from eventstream.models import Cursor, DeadLetter
+from eventstream.deadletters import give_up
+from eventstream.models import Cursor, DeadLetter, Event
 from eventstream.pausing import pause
 from eventstream.relay import Outcome, relay_partition
 from eventstream.rows import Batch, partition_of
 from eventstream.storage import DjangoModelStorage
+from eventstream_tasks.connections import close_kept, with_kept_connections
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -178,6 +181,32 @@ def test_lease_is_held_until_the_call_under_way_is_over(
     assert Cursor.objects.get(target="a").lease_token == ""
 
 
+def test_relay_whose_connection_is_cut_goes_on_by_a_new_one(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease of the first attempt would keep away the second, and all others, for 15 s."""
+
+    def cut() -> None:
+        mine = connections["default"]
+        if mine.vendor == "sqlite":
+            raise OperationalError("cut")  # there is no server to do it
+        other = connections.create_connection("default")
+        with other.cursor() as cursor:
+            pid = mine.connection.info.backend_pid
+            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+        other.close()
+
+    after_numbering(monkeypatch, 2, cut)
+    send(20)
+
+    report = with_kept_connections(partial(relay_partition, "default", PARTITION, "a"))
+
+    assert report.outcome is Outcome.DONE
+    assert list(dict.fromkeys(targets["a"].ids("orders"))) == list(range(1, 21))
+    assert Cursor.objects.get(target="a").watermark == 20
+    close_kept()
+
+
 def test_target_that_was_paused_meanwhile_gets_no_further_batch(
     targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +218,24 @@ def test_target_that_was_paused_meanwhile_gets_no_further_batch(
     assert report.outcome is Outcome.PAUSED
     assert targets["a"].ids("orders") == [1, 2, 3, 4, 5, 6]
     assert Cursor.objects.get(target="a").watermark == 6
+
+
+def test_event_that_was_given_up_meanwhile_is_not_published(targets: Targets) -> None:
+    send(20)
+
+    def give_up_ninth() -> None:
+        if len(targets["a"].batches) == 1:  # the second batch is read, or about to be
+            is_read.wait(5)
+            give_up("default", "a", Event.objects.get(eid=9).pk, "by hand")
+            connections.close_all()
+
+    is_read = threading.Event()
+    targets["a"].before = give_up_ninth
+    with pytest.MonkeyPatch.context() as patch:
+        after_numbering(patch, 2, is_read.set)
+        relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].ids("orders") == [*range(1, 9), *range(10, 21)]
 
 
 def test_thread_ends_with_its_batch(targets: Targets) -> None:

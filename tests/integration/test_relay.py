@@ -16,7 +16,7 @@ from pytest_django import Settings
 from eventstream import EventSpec, jobs, pruning, send_event, send_events
 from eventstream.cursors import Lease
 from eventstream.deadletters import give_up
-from eventstream.exceptions import CannotGiveUpError
+from eventstream.exceptions import CannotGiveUpError, PublishUnavailableError
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
 from eventstream.positions import MAX_EVENT_ID
 from eventstream.relay import (
@@ -397,6 +397,83 @@ def test_partition_that_waits_for_another_s_attempts_has_a_backlog_as_well(
     assert not waiting.filter(failing_since__isnull=False).exists()
 
 
+def rooms(count: int) -> list[str]:
+    """Return channels of different partitions, none of them that of "orders"."""
+    found = {partition_of(f"room-{n}"): f"room-{n}" for n in range(999)}
+    del found[PARTITION]
+    return list(found.values())[:count]
+
+
+def test_event_that_its_target_never_takes_holds_up_its_partition_alone(
+    targets: Targets,
+) -> None:
+    """Once it has failed again, and the target takes something else."""
+    room, other = rooms(2)
+    targets["a"].chokes_on = {"666"}
+    send_event("orders", "message", 666)
+    for name in (room, other):
+        send_event(name, "message", 1)
+    first = relay_partition("default", PARTITION, "a")
+    waiting = relay_partition("default", partition_of(room), "a")
+    Cursor.objects.filter(target="a").update(failing_since=Now() - ago(5))
+
+    again = relay_partition("default", PARTITION, "a", force=True)
+
+    assert (first.outcome, again.outcome) == (Outcome.FAILED, Outcome.FAILED)
+    assert waiting.outcome is Outcome.WAITING
+    assert (cursor("a").attempts, cursor("a").fails_alone) == (2, True)
+    assert relay_partition("default", partition_of(room), "a").outcome is Outcome.DONE
+    assert targets["a"].ids(room) == [1]
+    # If then the target is away, it is the one that finds out which speaks for it.
+    targets["a"].is_down = True
+    send(channel=room)
+    assert relay_partition("default", partition_of(room), "a").outcome is Outcome.FAILED
+    found = relay_partition("default", partition_of(other), "a")
+    assert (found.outcome, found.error) == (Outcome.WAITING, "a is down")
+    # Whatever is given up no longer holds up anything.
+    targets["a"].is_down = False
+    give_up("default", "a", Event.objects.get(data="666").pk, "")
+    relay_all("default", force=True)
+    assert pending("default") == []
+    assert not cursor("a").fails_alone
+
+
+def test_partitions_wait_for_one_that_fails_again(targets: Targets) -> None:
+    """The target takes nothing at all, so it is one that tries for all."""
+    (room,) = rooms(1)
+    targets["a"].is_down = True
+    send()
+    send(channel=room)
+    for _ in range(3):
+        relay_partition("default", PARTITION, "a", force=True)
+        Cursor.objects.filter(attempts__gt=0).update(failing_since=Now() - ago(5))
+
+    report = relay_partition("default", partition_of(room), "a")
+
+    assert (report.outcome, report.error) == (Outcome.WAITING, "a is down")
+    assert not cursor("a").fails_alone
+
+
+def test_target_that_is_not_reached_is_not_asked_what_else_it_takes(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the worker as long again to find it away."""
+    calls: list[int] = []
+
+    def refuse(*_: object) -> None:
+        calls.append(1)
+        raise PublishUnavailableError("refused") from ConnectionError()
+
+    monkeypatch.setattr(targets["a"], "publish", refuse)
+    send()
+
+    for _ in range(3):
+        relay_partition("default", PARTITION, "a", force=True)
+
+    assert len(calls) == 3
+    assert not cursor("a").fails_alone
+
+
 def test_partitions_that_fail_together_try_again_one_by_one(targets: Targets) -> None:
     targets["a"].is_down = True
     for number in range(20):
@@ -460,6 +537,65 @@ def test_target_back_after_a_while_gets_the_newest_of_each_channel(
     send()
     relay_all("default")
     assert targets["a"].ids("orders") == [3, "kick", 4]
+
+
+def test_long_backlog_is_read_in_parts_and_its_lease_renewed(
+    targets: Targets, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EVENTSTREAM_BATCH_BYTES = 10_000
+    settings.EVENTSTREAM_BATCH_SIZE = 20
+    names = [f"c{n}" for n in range(999) if partition_of(f"c{n}") == PARTITION][:30]
+    relay_partition("default", PARTITION, "a")  # makes the cursor
+    send_events(
+        [EventSpec(name, "message", "x" * 3000) for name in names for _ in "ab"]
+    )
+    Cursor.objects.filter(target="a").update(failing_since=Now() - ago(31))
+    counts: list[int] = []
+    read_at = DjangoModelStorage._read_at
+
+    def count(*arguments: Any) -> list[OutboxRow]:
+        rows = read_at(*arguments)
+        counts.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(DjangoModelStorage, "_read_at", count)
+    renewals: list[Lease] = []
+    monkeypatch.setattr(Lease, "renew", lambda lease: renewals.append(lease))
+    renewed_before: list[int] = []
+    targets["a"].before = lambda: renewed_before.append(len(renewals))
+
+    report = relay_partition("default", PARTITION, "a")
+
+    assert (report.outcome, report.event_count) == (Outcome.DONE, 30)
+    assert counts == [13, 13, 4]  # four calls' worth at once
+    assert [(name, eid) for name, eid, _ in targets["a"].received] == [
+        (name, 2) for name in names
+    ]
+    assert renewed_before == list(range(4, 16))  # three times while numbering
+    assert pending("default") == [(PARTITION, "b")]
+
+
+def test_long_backlog_is_numbered_under_a_lease_that_is_renewed(
+    targets: Targets, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EVENTSTREAM_BATCH_SIZE = 2
+    relay_partition("default", PARTITION, "a")  # makes the cursor
+    send(9)
+    Cursor.objects.filter(target="a").update(failing_since=Now() - ago(31))
+    renewals: list[int] = []
+    renew = Lease.renew
+
+    def note(lease: Lease) -> None:
+        unnumbered = Event.objects.filter(position__isnull=True)
+        renewals.append(unnumbered.count())
+        renew(lease)
+
+    monkeypatch.setattr(Lease, "renew", note)
+
+    relay_partition("default", PARTITION, "a")
+
+    assert renewals == [7, 5, 3, 1, 0]
+    assert targets["a"].ids("orders") == [9]
 
 
 def test_target_back_soon_gets_every_event(targets: Targets) -> None:

@@ -397,6 +397,62 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_kick_between_check_and_start_ends_the_stream",
     ),
     Mutation(
+        "a stream that begins trusts in kicks that the hub has not heard", "eventstream/hub/permissions.py",
+        "            and reader.checked_at < heard_since\n", "            and False\n",
+        "tests/integration/test_hub.py::test_kick_before_the_hub_has_looked_ends_the_stream",
+    ),
+    Mutation(
+        "two looks are both the first", "eventstream/hub/log.py",
+        "        async with self._looking:\n", "        if True:\n",
+        "tests/integration/test_hub.py::test_kick_between_two_looks_that_are_both_the_first_is_heard",
+    ),
+    Mutation(
+        "what has moved counts as looked at before it is", "eventstream/hub/switchboard.py",
+        "            await self.channels.look(using, None if is_full else moved)\n            self._log.done(using, heads)\n",
+        "            self._log.done(using, heads)\n            await self.channels.look(using, None if is_full else moved)\n",
+        "tests/integration/test_hub.py::test_look_that_could_not_be_finished_is_taken_up_by_the_next",
+    ),
+    Mutation(
+        "a channel that could not be read is left alone", "eventstream/hub/channels.py",
+        "                self.fill(each, each.wanted)\n", "                pass\n",
+        "tests/integration/test_hub.py::test_look_that_could_not_be_finished_is_taken_up_by_the_next",
+    ),
+    Mutation(
+        "each of those whose join failed clears the way", "eventstream/hub/channels.py",
+        "            if state.joined is joined:\n", "            if True:\n",
+        "tests/integration/test_hub.py::test_one_of_those_whose_join_failed_begins_the_next",
+    ),
+    Mutation(
+        "the bus is subscribed to again without a word", "eventstream/targets/bus.py",
+        'redis.asyncio.retry.Retry(NoBackoff(), 0)', 'redis.asyncio.retry.Retry(NoBackoff(), 10)',
+        "tests/integration/test_hub.py::test_what_passed_while_the_connection_was_cut_is_found",
+    ),
+    Mutation(
+        "the lease of a connection that was cut is left", "eventstream/relay.py",
+        "            connection.close()\n            self._lease.release()\n", "            raise\n",
+        f"{IN_FLIGHT}::test_relay_whose_connection_is_cut_goes_on_by_a_new_one", on_postgresql=True,
+    ),
+    Mutation(
+        "what was given up while it waited is published", "eventstream/relay.py",
+        "if found.has_letters or was_waiting:", "if found.has_letters:",
+        f"{IN_FLIGHT}::test_event_that_was_given_up_meanwhile_is_not_published",
+    ),
+    Mutation(
+        "who fails alone speaks for all", "eventstream/statements.py",
+        "      AND NOT coalesce(o.confirmed_at > o.failing_since, false)\n", "",
+        f"{RELAY}::test_event_that_its_target_never_takes_holds_up_its_partition_alone", on_postgresql=True,
+    ),
+    Mutation(
+        "who fails with all the others is taken for alone", "eventstream/relay.py",
+        "        except PublishError:\n            return False\n        return True\n", "        except PublishError:\n            return True\n        return True\n",
+        f"{RELAY}::test_partitions_wait_for_one_that_fails_again",
+    ),
+    Mutation(
+        "a long backlog outlives its lease", "eventstream/relay.py",
+        "                self._lease.renew()\n                self._publish(batch, items)\n", "                self._publish(batch, items)\n",
+        f"{RELAY}::test_long_backlog_is_read_in_parts_and_its_lease_renewed",
+    ),
+    Mutation(
         "the hub takes what does not follow", "eventstream/hub/tails.py",
         "if event.eid == self.head + 1:", "if event.eid > self.head:",
         "tests/integration/test_hub.py",

@@ -19,6 +19,7 @@ class RecordingTarget(Target):
         batches: How many items each accepted call had.
         is_down: Fail every call.
         poison: Refuse, for good, any call with one of these data.
+        chokes_on: Fail any call with one of these data, each time, and not for good.
         refuses_all: Refuse whatever comes, as a proxy with a wrong route does.
         before: Called before each call is answered.
     """
@@ -29,6 +30,7 @@ class RecordingTarget(Target):
         self.batches: list[int] = []
         self.is_down = False
         self.poison: set[str] = set()
+        self.chokes_on: set[str] = set()
         self.refuses_all = False
         self.before: Callable[[], object] = lambda: None
 
@@ -42,6 +44,8 @@ class RecordingTarget(Target):
         if self.is_down:
             raise PublishUnavailableError(f"{self.name} is down")
         decoded = [tuple(json.loads(item.body)) for item in items]
+        if any(data in self.chokes_on for _, _, data in decoded):
+            raise PublishUnavailableError("internal server error")
         if self.refuses_all or any(data in self.poison for _, _, data in decoded):
             raise PublishRejectedError("bad content", status=400)
         self.received += decoded
