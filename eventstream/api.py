@@ -16,6 +16,7 @@ from django.db.models import Min
 from eventstream import channelmanager, conf
 from eventstream.dispatch import get_dispatcher
 from eventstream.exceptions import (
+    ChannelPermissionError,
     InvalidChannelError,
     InvalidEventError,
     UnknownDatabaseError,
@@ -234,7 +235,14 @@ def channel_permission_changed(
     alias = _resolve_alias(channel, using)
     if user is None or user.pk is None:
         return  # anonymous streams have no user to be closed by; links ask again
-    if not channelmanager.refused_channels(user, [channel]):  # type: ignore[arg-type]
+    try:
+        # As streams are asked: of the account as it is now. What the caller has may not know
+        # that it is not active any more, or have cached its permissions.
+        found = channelmanager.find_user(str(user.pk))
+        channelmanager.check_permission(found, [channel])
+    except ChannelPermissionError:
+        pass
+    else:
         return
     kick = Event(
         kind=EventKind.KICK,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from django.db import connections
+from django.db import connections, router
 
 from eventstream import conf
 from eventstream.log import table_name
@@ -71,16 +71,24 @@ def get_storage() -> DjangoModelStorage:
     return storage
 
 
-def alias_of(channel: str) -> str:
-    """Return the database alias that holds a channel's log, for its readers.
+def find_alias(channel: str) -> tuple[str, bool]:
+    """Return the database alias that holds a channel's log, and whether that is known.
 
-    The only one, or the first of EVENTSTREAM_DATABASES that has events of the channel.
+    The only one, or the first of EVENTSTREAM_DATABASES that has events of the channel. As
+    long as none has, it is the one to which the routers would have an event written, and
+    not known: an event may be sent `using` another.
     """
     databases = conf.get_options().databases
     if len(databases) == 1:
-        return databases[0]
+        return databases[0], True
     storage = get_storage()
     for using in databases:
         if storage.has_channel(using, channel):
-            return using
-    return databases[0]
+            return using, True
+    using = router.db_for_write(Event, channel=channel)
+    return (using if using in databases else databases[0]), False
+
+
+def alias_of(channel: str) -> str:
+    """Return the database alias of a channel's log, for who asks each time."""
+    return find_alias(channel)[0]

@@ -8,7 +8,7 @@ from django.http import HttpResponseBase
 from rest_framework.authentication import BasicAuthentication
 from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
-from rest_framework.routers import DefaultRouter
+from rest_framework.routers import DefaultRouter, SimpleRouter
 from rest_framework.throttling import AnonRateThrottle
 from rest_framework.versioning import URLPathVersioning
 
@@ -65,4 +65,7 @@ router.register("plain", PlainViewSet, basename="plain")
 router.register(r"rooms/(?P<room_id>[^/.]+)", RoomViewSet, basename="rooms")
 router.register(r"(?P<version>v[12])/orders", VersionedViewSet, basename="versioned")
 
-urlpatterns = router.urls
+bare = SimpleRouter(trailing_slash=False)
+bare.register("bare", EventsViewSet, basename="bare")
+
+urlpatterns = [*router.urls, *bare.urls]

@@ -93,7 +93,8 @@ class EventsViewSet(ViewSet):
     # Below the stream's own path, which may end with the channel.
     @action(
         detail=False,
-        url_path=r"(?:[^/.]+/)?next/(?P<token>[^/]+)",
+        # Links end with a slash, whether or not the router's paths do.
+        url_path=r"(?:[^/.]+/)?next/(?P<token>[^/]+)/?",
         url_name="next-link",
         schema=None,  # it is between the proxy and us
     )
@@ -106,11 +107,21 @@ class EventsViewSet(ViewSet):
         self, request: Request, channel: str = "", **kwargs: Any
     ) -> HttpResponseBase:
         """Stream the channel that the path names."""
-        if self.channels:
+        if self.channels or self._chooses_in_list():
             raise ValidationError(
                 "The channels of this stream are fixed: leave the channel out of the path."
             )
         return self._respond(request, [channel], kwargs)
+
+    def _chooses_in_list(self) -> bool:
+        """Say whether the class has a `list` of its own, which may choose the channels.
+
+        It is not asked for a channel in the path: that would be one of the client's choice.
+        """
+        return (
+            type(self).list is not EventsViewSet.list
+            and type(self).channel is EventsViewSet.channel
+        )
 
     def options(self, request: Request, *args: Any, **kwargs: Any) -> HttpResponseBase:  # type: ignore[override]
         """Answer a preflight as the settings say."""

@@ -83,7 +83,7 @@ class Channels:
         if not state.is_reliable:
             state.is_live = True
             return
-        state.alias = await self._log.alias_of(state.name)
+        await self._log.find_alias(state)
         heads = await self._log.current_ids(state.alias, [state.name])
         state.head = heads[state.name]
         state.is_live = True
@@ -136,7 +136,7 @@ class Channels:
         names = [
             state.name
             for state in self
-            if state.alias == using
+            if (state.alias == using or (state.alias and not state.is_alias_known))
             and (partitions is None or partition_of(state.name) in partitions)
         ]
         for first in range(0, len(names), _NAMES_PER_QUERY):

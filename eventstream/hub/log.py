@@ -18,7 +18,7 @@ from eventstream.hub.tails import ChannelState
 from eventstream.pieces import ROWS_PER_READ
 from eventstream.reading import number_stale
 from eventstream.rows import ChannelLog, partition_of
-from eventstream.storage import alias_of, get_storage
+from eventstream.storage import find_alias, get_storage
 
 Kick = tuple[int, int, str, str]
 """As DjangoModelStorage.kicks_after has it: …, channel, user id."""
@@ -79,9 +79,11 @@ class Log:
         read = functools.partial(get_storage().current_ids, using, names)
         return await self._pool.run(read, using)
 
-    async def alias_of(self, name: str) -> str:
-        """Return the database alias of a channel."""
-        return await self._pool.run(functools.partial(alias_of, name))
+    async def find_alias(self, state: ChannelState) -> None:
+        """Find the database of a channel; again, as long as none is known to have it."""
+        if not state.is_alias_known:
+            find = functools.partial(find_alias, state.name)
+            state.alias, state.is_alias_known = await self._pool.run(find)
 
     async def read(self, state: ChannelState, place: int) -> ChannelLog:
         """Read the log after a place; all who ask for the same share one read."""
@@ -95,6 +97,7 @@ class Log:
         return log
 
     async def _read_page(self, state: ChannelState, place: int) -> ChannelLog:
+        await self.find_alias(state)
         partition = partition_of(state.name)
         known = self._heads[state.alias].get(partition, 0)
         read = functools.partial(

@@ -42,6 +42,7 @@ class ChannelState:
         self.quoted = quote_channel(name)
         self.is_reliable = is_reliable
         self.alias = ""
+        self.is_alias_known = False  # until some database has an event of the channel
         self.head = 0
         self.wanted = 0
         self.tail: deque[TailEvent] = deque()

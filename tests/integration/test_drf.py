@@ -44,6 +44,8 @@ def get(path: str, headers: dict[str, str], accept: str = SSE, **more: str) -> A
         ("/api/any/solo/", ["solo"]),
         ("/api/rooms/7/", ["room-7"]),
         ("/api/v2/orders/", ["orders-v2"]),
+        ("/api/bare?channels=a,b", ["a", "b"]),
+        ("/api/bare/solo", ["solo"]),
     ],
 )
 @pytest.mark.parametrize("accept", [SSE, "*/*"])
@@ -76,6 +78,7 @@ def test_fixed_channels_are_fixed(proxy: dict[str, str]) -> None:
         "/api/function/?channels=a",
         "/api/instance/?channel=a",
         "/api/function/a/",
+        "/api/rooms/7/room-8/",  # where `list` chooses
     ):
         response = get(path, proxy)
 

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth.models import Permission, User
 from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
@@ -14,14 +15,16 @@ from eventstream import (
     EventSpec,
     EventState,
     asend_event,
+    channel_permission_changed,
     get_current_event_id,
     send_event,
     send_events,
 )
-from eventstream.models import Event
+from eventstream.models import Event, EventKind
 from eventstream.relay import relay_all
 from eventstream.rows import OutboxRow
 from eventstream.testing import drain_outbox
+from tests.channels import ChannelManager
 from tests.support.targets import IdleDispatcher, RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -209,3 +212,37 @@ def test_best_effort_events_of_a_transaction_keep_their_order(
     send_event("live-x", "message", 5)
 
     assert batches == [["1", "2", "3"], ["4"], ["5"]]
+
+
+def test_account_that_is_not_active_any_more_is_kicked() -> None:
+    user = User.objects.create_user("kim")
+    channel = f"private-{user.pk}"
+    channel_permission_changed(user, channel)
+    assert not Event.objects.filter(kind=EventKind.KICK).exists()
+
+    with transaction.atomic():
+        user.is_active = False
+        user.save()
+        channel_permission_changed(user, channel)
+
+    assert Event.objects.filter(kind=EventKind.KICK, channel=channel).count() == 1
+
+
+def test_permission_that_the_caller_s_object_remembers_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Django caches them in the object that was asked."""
+    monkeypatch.setattr(
+        ChannelManager,
+        "can_read_channel",
+        lambda self, user, channel: user.has_perm("auth.view_user"),
+    )
+    user = User.objects.create_user("kim")
+    user.user_permissions.add(Permission.objects.get(codename="view_user"))
+    assert user.has_perm("auth.view_user")
+
+    with transaction.atomic():
+        user.user_permissions.clear()
+        channel_permission_changed(user, "orders")
+
+    assert Event.objects.filter(kind=EventKind.KICK, channel="orders").count() == 1
