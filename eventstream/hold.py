@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import InterfaceError, OperationalError
 from django.http import HttpResponse
+from django.utils.encoding import escape_uri_path
 from django.views.decorators.debug import sensitive_variables
 from gripcontrol import Channel
 
@@ -125,6 +126,17 @@ def grip_positions(last: Mapping[str, str], reader: Reader) -> dict[str, int]:
     return positions
 
 
+def _stream_path(path: str, *, is_opening: bool) -> str:
+    """Return a stream's own path as it is written in a header, with a slash at its end.
+
+    Args:
+        path: The request's, decoded; a channel in it may be called "next", or anything.
+        is_opening: It is the stream's own, and not that of a link below it.
+    """
+    own = path if is_opening else path.rpartition("/next/")[0]
+    return escape_uri_path(own.rstrip("/")) + "/"
+
+
 @sensitive_variables("text", "escaped")
 def _respond(
     request: HttpRequest,
@@ -138,7 +150,7 @@ def _respond(
 ) -> HttpResponse:
     now = time.time()
     options = conf.get_options()
-    base = request.path.partition("/next/")[0].rstrip("/") + "/"
+    base = _stream_path(request.path, is_opening=is_opening)
     # A large one is not copied to learn that it is.
     is_whole = is_last and len(text) <= MAX_HOLD_BYTES
     escaped = escape_format(text) if positions and is_whole else text

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib.auth.models import AnonymousUser
 from django.core import signing
@@ -242,7 +242,6 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
         ChannelPermissionError: Some channel may not be read, or not any more.
         InitialStateError: The channel manager failed to give one.
     """
-    options = conf.get_options()
     storage = get_storage()
     reliable = reader.reliable
     aliases: dict[str, list[str]] = {}
@@ -252,35 +251,17 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     for using, names in aliases.items():
         number_stale(storage, using)
         heads |= storage.current_ids(using, names)
-    positions = {name: reader.positions.get(name, heads[name]) for name in reliable}
-    lost: list[str] = []
-    parts: list[str] = []
-    event_count, size, is_last = 0, 0, True
-    for using, names in aliases.items():
-        for name in names:
-            if positions[name] == heads[name]:
-                continue
-            left = options.page_size - event_count
-            if left <= 0 or size >= options.page_bytes:
-                is_last = False
-                break
-            before, after = split_position(positions, name)
-            wanted = Wanted(
-                using, name, positions[name], heads[name], left,
-                options.page_bytes - size, before, after,
-            )  # fmt: skip
-            piece = read_piece(storage, wanted, reader.user_id)
-            if piece.is_reset:
-                lost.append(name)
-                positions[name] = piece.last_eid
-                continue
-            if not piece.event_count:
-                continue
-            size += piece.size
-            event_count += piece.event_count
-            positions[name] = piece.eid
-            is_last = is_last and piece.eid >= piece.last_eid
-            parts.append(piece.text)
+    begun = {name: reader.positions.get(name, heads[name]) for name in reliable}
+    lost: dict[str, int] = {}
+    while True:
+        found = _read_pieces(reader, aliases, heads, begun | lost)
+        lost |= found.lost
+        if not (found.lost and found.parts):
+            break
+        # Anew, as each event's id names all channels: with a position that is not in the
+        # log a client that is cut off would come back for another reset, or, once the log
+        # has reached it, for none and miss what is between.
+    parts, positions, is_last = found.parts, found.positions, found.is_last
     fresh = [
         name
         for name in reader.channels
@@ -302,7 +283,7 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     if lost:
         instruments.active.reset("proxy")
         now |= {name: positions[name] for name in lost if name not in states}
-        first.append(sse.encode_reset(lost, format_position(now)))
+        first.append(sse.encode_reset(list(lost), format_position(now)))
     for name, body in states.items():
         if name in heads:
             now[name] = positions[name]
@@ -313,6 +294,64 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
     if parts:
         instruments.active.catch_up("proxy")
     return Page("".join([*first, *parts]), begin, positions, is_last, heads)
+
+
+class _Found(NamedTuple):
+    """What follows some positions, as far as a page has room for it.
+
+    Attributes:
+        parts: The events of one channel after the other, encoded.
+        positions: Behind them.
+        lost: Of the channels whose position is not in the log, where they go on from.
+        is_last: Whether that is all there is.
+    """
+
+    parts: list[str]
+    positions: dict[str, int]
+    lost: dict[str, int]
+    is_last: bool
+
+    def __repr__(self) -> str:
+        """Return what logs and error pages may show: not the events."""
+        return f"<_Found up to {self.positions}>"
+
+
+def _read_pieces(
+    reader: Reader,
+    aliases: Mapping[str, Collection[str]],
+    heads: Mapping[str, int],
+    begun: Mapping[str, int],
+) -> _Found:
+    options = conf.get_options()
+    storage = get_storage()
+    found = _Found([], dict(begun), {}, True)
+    positions = found.positions
+    event_count, size, is_last = 0, 0, True
+    for using, names in aliases.items():
+        for name in names:
+            if positions[name] == heads[name]:
+                continue
+            left = options.page_size - event_count
+            if left <= 0 or size >= options.page_bytes:
+                is_last = False
+                break
+            before, after = split_position(positions, name)
+            wanted = Wanted(
+                using, name, positions[name], heads[name], left,
+                options.page_bytes - size, before, after,
+            )  # fmt: skip
+            piece = read_piece(storage, wanted, reader.user_id)
+            if piece.is_reset:
+                found.lost[name] = positions[name] = piece.last_eid
+                continue
+            if not piece.event_count:
+                continue
+            size += piece.size
+            event_count += piece.event_count
+            positions[name] = piece.eid
+            is_last = is_last and piece.eid >= piece.last_eid
+            found.parts.append(piece.text)
+    return found._replace(is_last=is_last)
 
 
 _stale_lock = threading.Lock()

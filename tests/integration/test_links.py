@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import Any
+from urllib.parse import quote
 
 import jwt
 import pytest
@@ -15,6 +17,7 @@ from django.views.debug import ExceptionReporter
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events
+from eventstream.positions import quote_channel
 from eventstream.reading import PAGE_LIFETIME, PAGE_QUANTUM, Reader, sign_link
 from eventstream.testing import drain_outbox
 from tests.integration.conftest import KEY
@@ -42,6 +45,22 @@ def is_empty(response: Any) -> bool:
         and "Grip-Hold" not in response
         and "Grip-Link" not in response
     )
+
+
+@pytest.mark.parametrize(
+    "room", ["next", "日本", "café", "x?y", "x#y", "a b", "50%", "<x>", "a;b=c"]
+)
+def test_link_of_any_path_leads_back(proxy: dict[str, str], room: str) -> None:
+    """What a path holds is the user's: here a room's name."""
+    channel = f"events-{quote_channel(f'room-{room}')}"
+    path = f"/rooms/{quote(room, safe='')}/"
+    for headers in ({}, {"Grip-Last": f"{channel}; last-id=0"}, {"Grip-Last": f"{channel}; last-id=0"}):  # fmt: skip
+        response = Client().get(path, headers={**proxy, **headers})
+
+        assert (response.status_code, response["Grip-Hold"]) == (200, "stream")
+        assert channel in response["Grip-Channel"]
+        path = next_path(response)
+        assert re.fullmatch(r"/rooms/[!-;=@-~]+/next/[\w:-]+/", path)
 
 
 # --- Grip-Sig

@@ -11,7 +11,7 @@ from pytest_django import Settings
 from eventstream import EventSpec, send_event, send_events
 from eventstream.models import Cursor, Event
 from eventstream.pieces import Wanted, read_piece
-from eventstream.reading import number_stale
+from eventstream.reading import Reader, number_stale, read_page
 from eventstream.relay import relay_all
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.testing import drain_outbox
@@ -51,6 +51,24 @@ def test_event_numbered_while_nothing_was_found_is_no_reset(
     log = storage.read_after("default", "orders", 1, limit=10)
 
     assert (log.is_reset, [event.eid for event in log.events]) == (False, [2])
+
+
+def test_events_have_the_position_behind_what_was_lost() -> None:
+    """With a position that is not in the log yet, a client that comes back would miss what
+    is between; with one that is not any more, it would be reset again."""
+    for channel in ("a", "b", "c"):
+        send_events(EventSpec(channel, "message", n) for n in range(5))
+    drain_outbox()
+
+    page = read_page(Reader(("a", "b", "c"), "", {"a": 3, "b": 9, "c": 4}))
+
+    assert re.findall("id: (.*)\n(?:event: (.*)\n)", page.text) == [
+        ("a:3,b:5,c:4", "stream-reset"),
+        ("a:4,b:5,c:4", "message"),
+        ("a:5,b:5,c:4", "message"),
+        ("a:5,b:5,c:5", "message"),
+    ]
+    assert (page.positions, page.is_last) == ({"a": 5, "b": 5, "c": 5}, True)
 
 
 def test_page_is_read_in_several_queries_and_ends_before_what_was_pruned(
