@@ -88,7 +88,7 @@ class InlineDispatcher(Dispatcher):
     def publish_unstored(self, rows: list[OutboxRow]) -> None:
         for name in get_targets():
             try:
-                publish_unstored(name, rows)
+                publish_unstored(name, list(rows))
             except PublishError as error:
                 logger.warning("Best-effort events were lost to %s: %s", name, error)
 

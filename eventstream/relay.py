@@ -209,28 +209,36 @@ class _Relay:
         taken = self._take(force=force)
         while taken is not None:
             try:
-                self._drain(taken)
-            except PublishError as error:
-                self._record_failure(error)
-                return self._report(Outcome.FAILED, str(error))
-            except LeaseLostError:
-                logger.warning(
-                    "Lost the lease of %s / %s", self._target.name, self._partition
-                )
+                report = self._work(taken)
             except BaseException:
                 # A worker's time limit or shutdown, or the database's: hand the rest on at
                 # once. That it cannot be given back is no news then.
                 with suppress(OperationalError, InterfaceError):
                     self._release()
                 raise
-            else:
-                self._release()
-                self._flag.lower()
-                if not self._lease.has_work():
-                    return self._report(Outcome.DONE)
-                self._flag.keep_up()
+            if report is not None:
+                return report
             taken = self._take(force=force)
         return self._not_acquired(force=force)
+
+    def _work(self, taken: Taken) -> Report | None:
+        """Do what there is to do with the lease; None if there is or may be more."""
+        try:
+            self._drain(taken)
+        except PublishError as error:
+            self._record_failure(error)
+            return self._report(Outcome.FAILED, str(error))
+        except LeaseLostError:
+            logger.warning(
+                "Lost the lease of %s / %s", self._target.name, self._partition
+            )
+            return None
+        self._release()
+        self._flag.lower()
+        if not self._lease.has_work():
+            return self._report(Outcome.DONE)
+        self._flag.keep_up()
+        return None
 
     def _take(self, *, force: bool) -> Taken | None:
         """Take the lease. If somebody has it, they look after any event of until now.
@@ -360,7 +368,7 @@ class _Relay:
         if found.has_letters or was_waiting:
             rows = self._without_given_up(rows)
         return InFlight(
-            self._calls(rows),
+            _calls(self._target, rows),
             self._attempt,
             position=found.rows[-1].position,
             read_at=found.read_at,
@@ -420,7 +428,8 @@ class _Relay:
             limit=limit, limit_bytes=READ_CALLS * options.batch_bytes,
         ):  # fmt: skip
             rows = self._without_given_up(newest)
-            for batch, items in self._calls([ask_again(row) for row in rows]):
+            rows = [ask_again(row) for row in rows]
+            for batch, items in _calls(self._target, rows):
                 self._lease.renew()
                 self._publish(batch, items)
             # To be counted: not the data, of which there may be more than there is memory.
@@ -428,24 +437,6 @@ class _Relay:
         if head > watermark:
             self._confirm(head, published, read_at=read_at, is_backlog=True)
         return head
-
-    def _calls(self, rows: Sequence[OutboxRow]) -> Iterator[Call]:
-        """Encode the rows, and cut them for calls of the target; a row is never cut."""
-        limit = conf.get_options().batch_bytes
-        most = self._target.most_events
-        batch: list[OutboxRow] = []
-        items: list[Item] = []
-        size = CallSize()
-        for row in rows:
-            encoded = self._target.encode(row)
-            if len(batch) == most or not size.add(encoded, limit):
-                yield batch, items
-                batch, items, size = [], [], CallSize()
-                size.add(encoded, limit)
-            batch.append(row)
-            items.extend(encoded)
-        if batch:
-            yield batch, items
 
     def _publish(self, rows: Sequence[OutboxRow], items: Sequence[Item]) -> None:
         try:
@@ -587,6 +578,25 @@ def _few() -> int:
     return min(FEW, conf.get_options().batch_size)
 
 
+def _calls(target: Target, rows: Sequence[OutboxRow]) -> Iterator[Call]:
+    """Encode the rows, and cut them for calls of the target; a row is never cut."""
+    limit = conf.get_options().batch_bytes
+    most = target.most_events
+    batch: list[OutboxRow] = []
+    items: list[Item] = []
+    size = CallSize()
+    for row in rows:
+        encoded = target.encode(row)
+        if len(batch) == most or not size.add(encoded, limit):
+            yield batch, items
+            batch, items, size = [], [], CallSize()
+            size.add(encoded, limit)
+        batch.append(row)
+        items.extend(encoded)
+    if batch:
+        yield batch, items
+
+
 def ask_again(row: OutboxRow) -> OutboxRow:
     """Leave of the kicked users those who may still not read the channel."""
     if not row.kicked:
@@ -597,15 +607,30 @@ def ask_again(row: OutboxRow) -> OutboxRow:
     return row._replace(kicked=join_users(users))
 
 
-def publish_unstored(target_name: str, rows: Sequence[OutboxRow]) -> None:
-    """Publish best-effort events, which are in no table, to one target, once.
+def publish_unstored(target_name: str, rows: list[OutboxRow]) -> None:
+    """Publish best-effort events, which are in no table, to one target.
+
+    Args:
+        target_name: One of `get_targets()`.
+        rows: They are taken out of the list as the target has had its say, call by call: what
+            is left after an error can be tried again.
 
     Raises:
-        PublishError: The target did not accept them; nobody will try again.
+        PublishUnavailableError: The target did not accept what is left.
+        PublishRejectedError: It will never accept some of them; the others have been tried.
     """
     target = get_targets().get(target_name)
     using = conf.get_options().databases[0]
     if PausedTarget.objects.using(using).filter(name=target_name).exists():
         return  # nobody waits for them, so nobody gets them later
-    if target is not None:
-        target.publish([item for row in rows for item in target.encode(row)])
+    if target is None:
+        return
+    rejected: PublishRejectedError | None = None
+    for batch, items in _calls(target, tuple(rows)):
+        try:
+            target.publish(items)
+        except PublishRejectedError as error:
+            rejected = error
+        del rows[: len(batch)]
+    if rejected is not None:
+        raise rejected

@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from celery import current_app
@@ -66,6 +67,7 @@ class Connections(threading.local):
         self._producer: Any = None
         self._flags: redis.Redis | None = None
         self._messages: PubSub | None = None
+        self._no_flags_until = 0.0
 
     def drop(self) -> None:
         """Forget them, as they may be at fault. Not closed: they may be a parent's."""
@@ -83,18 +85,28 @@ class Connections(threading.local):
     def flags(self) -> redis.Redis | None:
         """Return where wake-ups are coalesced: the bus, else a Redis broker, else nowhere."""
         self._check_process()
+        if time.monotonic() < self._no_flags_until:
+            return None
         if self._flags is None:
-            arguments = core_conf.redis_arguments()
+            arguments = core_conf.redis_arguments() or _broker_arguments()
             if arguments is None:
-                broker = str(
-                    current_app.conf.broker_write_url or current_app.conf.broker_url
-                )
-                if not broker.startswith(("redis://", "rediss://")):
-                    return None
-                arguments = {"url": broker}
+                return None
             timeout = conf.get_options().wake_timeout
             self._flags = connect(arguments, timeout=timeout)
         return self._flags
+
+    def do_without_flags(self) -> bool:
+        """For a while have no flags, as their Redis is away; not if the broker is as well.
+
+        Returns:
+            Whether tasks can be enqueued all the same.
+        """
+        arguments = core_conf.redis_arguments()
+        if arguments is None or _netloc(arguments.get("url")) == _netloc(_broker_url()):
+            return False
+        self._flags = self._messages = None
+        self._no_flags_until = time.monotonic() + conf.get_options().wake_pause
+        return True
 
     def messages(self) -> PubSub | None:
         """Return what hears of wake-ups, where there are flags."""
@@ -110,6 +122,33 @@ class Connections(threading.local):
 
 circuit = Circuit()
 connections = Connections()
+
+
+def _broker_url() -> str:
+    return str(current_app.conf.broker_write_url or current_app.conf.broker_url)
+
+
+def _netloc(url: object) -> str:
+    return urlsplit(str(url or "")).netloc
+
+
+def _broker_arguments() -> dict[str, Any] | None:
+    """Return how to reach the broker, if it is a Redis, with the TLS that Celery has for it."""
+    url = _broker_url()
+    if not url.startswith(("redis://", "rediss://")):
+        return None
+    found = current_app.connection_for_write()
+    if not found.ssl:
+        return {"url": url}
+    return {
+        "host": found.hostname,
+        "port": found.port or 6379,
+        "username": found.userid,
+        "password": found.password,
+        "db": int(str(found.virtual_host or "").strip("/") or 0),
+        "ssl": True,
+        **(found.ssl if isinstance(found.ssl, dict) else {}),
+    }
 
 
 def connect_broker(app: Any, timeout: float) -> Any:

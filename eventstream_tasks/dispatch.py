@@ -333,7 +333,13 @@ def _raise_flags(wanted: list[tuple[str, int, str]]) -> list[tuple[str, int, str
     for each in wanted:
         raising.set(wake_flag(*each), _QUEUED, nx=True, ex=lifetime)
     raising.publish(wanted_topic(), "\n".join(wake_flag(*each) for each in wanted))
-    *was_down, _ = raising.execute()
+    try:
+        *was_down, _ = raising.execute()
+    except redis.RedisError as error:
+        if not broker.connections.do_without_flags():
+            raise
+        logger.warning("Wake-ups are not coalesced, the bus is away: %s", error)
+        return wanted
     return [each for each, is_down in zip(wanted, was_down, strict=True) if is_down]
 
 

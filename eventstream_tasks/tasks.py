@@ -82,12 +82,16 @@ def publish_best_effort(
     self: Task[Any, Any], target: str, rows: list[list[Any]]
 ) -> None:
     """Publish best-effort events, which are in no table, to one target."""
+    left = [OutboxRow(*row) for row in rows]
     try:
-        publish_unstored(target, [OutboxRow(*row) for row in rows])
+        publish_unstored(target, left)
     except PublishUnavailableError as error:
         if self.request.retries < MAX_RETRIES:
-            countdown = retry_delay(self.request.retries + 1)
-            raise self.retry(countdown=countdown, exc=error) from error
+            raise self.retry(
+                args=(target, [list(row) for row in left]),
+                countdown=retry_delay(self.request.retries + 1),
+                exc=error,
+            ) from error
 
 
 @shared_task(name="eventstream.republish", **_options)

@@ -75,8 +75,12 @@ class Waker:
         self._thread: threading.Thread | None = None
 
     def is_wanted(self, using: str, partition: int) -> bool:
-        """Say whether the next round wakes for this partition anyway."""
-        return (using, partition) in self._wanted
+        """Say whether the next round wakes for this partition anyway.
+
+        Not, if there is no thread for it: one that could not be started is tried again.
+        """
+        is_running = self._thread is not None and self._thread.is_alive()
+        return is_running and (using, partition) in self._wanted
 
     def delay(self) -> float:
         """Return for how many seconds what is wanted has been waiting for its round."""
@@ -112,12 +116,11 @@ class Waker:
             # Before the process ends. Not by atexit: multiprocessing's children end by
             # os._exit, after its finalizers, which the others call by atexit, too.
             Finalize(None, self._end, exitpriority=100)
-            self._is_idle = False
             thread = threading.Thread(
                 target=self._run, name="eventstream-waker", daemon=True
             )
             thread.start()
-            self._thread = thread
+            self._thread, self._is_idle = thread, False
         elif self._is_idle:
             self._changed.notify_all()
         if self._is_ending:

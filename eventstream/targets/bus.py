@@ -39,6 +39,7 @@ def connect(arguments: dict[str, Any], *, timeout: float) -> redis.Redis:
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
+        "decode_responses": False,  # whatever the setting has for others
     }
     arguments = {**arguments, **limits}
     if "sentinels" in arguments:
@@ -63,6 +64,7 @@ def connect_async(arguments: dict[str, Any]) -> redis.asyncio.Redis:
     limits = {
         "socket_connect_timeout": 2.0,
         "retry": redis.asyncio.retry.Retry(NoBackoff(), 0),
+        "decode_responses": False,
     }
     arguments = {**arguments, **limits, "health_check_interval": 5}
     if "sentinels" in arguments:

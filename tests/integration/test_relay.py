@@ -16,7 +16,11 @@ from pytest_django import Settings
 from eventstream import EventSpec, jobs, pruning, send_event, send_events
 from eventstream.cursors import Lease
 from eventstream.deadletters import give_up
-from eventstream.exceptions import CannotGiveUpError, PublishUnavailableError
+from eventstream.exceptions import (
+    CannotGiveUpError,
+    PublishRejectedError,
+    PublishUnavailableError,
+)
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Partition
 from eventstream.positions import MAX_EVENT_ID
 from eventstream.relay import (
@@ -24,6 +28,7 @@ from eventstream.relay import (
     Outcome,
     WakeFlag,
     pending,
+    publish_unstored,
     relay_all,
     relay_partition,
 )
@@ -315,6 +320,35 @@ def test_relay_that_is_behind_reads_more_at_once_if_that_is_not_large(
     # On PostgreSQL it is told so by the lease.
     assert counts == (told if connection.vendor == "postgresql" else expected)
     assert targets["a"].ids("orders") == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_best_effort_events_are_cut_for_calls_as_well(
+    targets: Targets, settings: Settings
+) -> None:
+    settings.EVENTSTREAM_BATCH_BYTES = 10_000
+    rows = [
+        OutboxRow(0, 0, 0, f"cursor-{n}", None, "message", str(n).ljust(3000), "")
+        for n in range(8)
+    ]
+    left = list(rows)
+
+    def fail_second() -> None:
+        targets["a"].is_down = targets["a"].batches == [3]
+
+    targets["a"].before = fail_second
+    with pytest.raises(PublishUnavailableError):
+        publish_unstored("a", left)
+    assert left == rows[3:]  # to be tried again: no other would come twice
+    targets["a"].before = lambda: None
+    targets["a"].is_down = False
+    targets["a"].poison = {rows[4].data}
+    with pytest.raises(PublishRejectedError):
+        publish_unstored("a", left)
+
+    assert left == []
+    assert [name for name, _, _ in targets["a"].received] == [
+        f"cursor-{n}" for n in (0, 1, 2, 6, 7)
+    ]
 
 
 def test_refused_event_is_buried_and_the_rest_delivered(targets: Targets) -> None:

@@ -6,14 +6,17 @@ import base64
 import gc
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 from celery import current_app
 from celery.signals import before_task_publish, worker_process_shutdown
 from django.db import connections
@@ -100,6 +103,49 @@ def test_burst_of_events_wakes_once(valkey: Valkey) -> None:
     assert waiting(valkey) == 1
     flag = wake_flag("default", PARTITION, "bus")
     assert 0 < int(valkey.client.ttl(flag)) <= 30
+
+
+def test_bus_that_is_away_keeps_no_task_from_another_broker(
+    valkey: Valkey, settings: Settings
+) -> None:
+    """They are not coalesced then; it is the bus alone whose events wait."""
+    settings.EVENTSTREAM_REDIS = f"redis://127.0.0.1:{free_port()}/0"
+
+    for _ in range(2):
+        send("orders", "message", 1)
+
+    assert waiting(valkey) == 2
+    assert not broker.circuit.is_open()
+
+
+def test_setting_that_decodes_answers_changes_nothing(
+    valkey: Valkey, settings: Settings
+) -> None:
+    parts = urlsplit(valkey.url)
+    settings.EVENTSTREAM_REDIS = {
+        "host": parts.hostname, "port": parts.port, "decode_responses": True,
+    }  # fmt: skip
+    send("orders", "message", 1)
+
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+
+    assert not valkey.client.exists(wake_flag("default", PARTITION, "bus"))
+
+
+def test_flags_are_reached_with_the_brokers_tls(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EVENTSTREAM_REDIS = None
+    url = "rediss://:secret@h:1/2?ssl_cert_reqs=CERT_NONE"  # of which redis-py has no word
+    monkeypatch.setattr(current_app.conf, "broker_write_url", url)
+
+    flags = broker.Connections().flags()
+
+    assert flags is not None
+    found = flags.connection_pool.connection_kwargs
+    assert (found["host"], found["port"], found["db"]) == ("h", 1, 2)
+    assert (found["password"], found["ssl_cert_reqs"]) == ("secret", ssl.CERT_NONE)
+    assert flags.connection_pool.connection_class is redis.SSLConnection
 
 
 def test_task_that_has_begun_leaves_room_for_the_next_wake_up(

@@ -127,7 +127,7 @@ MUTATIONS = [
     ),
     Mutation(
         "no look after releasing", "eventstream/relay.py",
-        "if not self._lease.has_work():\n                    return", "if True:\n                    return",
+        "if not self._lease.has_work():\n            return", "if True:\n            return",
         f"{RELAY}::test_event_whose_wake_up_found_the_lease_taken_is_not_left_behind",
     ),
     Mutation(
@@ -371,8 +371,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the wake-up flag is lowered after the last look", "eventstream/relay.py",
-        "                self._flag.lower()\n                if not self._lease.has_work():\n",
-        "                if not self._lease.has_work():\n",
+        "        self._flag.lower()\n        if not self._lease.has_work():\n",
+        "        if not self._lease.has_work():\n",
         WAKING,
     ),
     Mutation(
@@ -451,6 +451,37 @@ MUTATIONS = [
         "a long backlog outlives its lease", "eventstream/relay.py",
         "                self._lease.renew()\n                self._publish(batch, items)\n", "                self._publish(batch, items)\n",
         f"{RELAY}::test_long_backlog_is_read_in_parts_and_its_lease_renewed",
+    ),
+    Mutation(
+        "a channel without events stays where it is looked for first", "eventstream/hub/channels.py",
+        "(state.alias == using or (state.alias and not state.is_alias_known))", "state.alias == using",
+        "tests/integration/test_hub.py::test_first_event_of_a_channel_is_found_in_whichever_database",
+    ),
+    Mutation(
+        "a gap is filled from where the channel was looked for first", "eventstream/hub/log.py",
+        "        await self.find_alias(state)\n        partition", "        partition",
+        "tests/integration/test_hub.py::test_first_event_of_a_channel_is_found_in_whichever_database",
+    ),
+    Mutation(
+        "events before a reset have the position that is lost", "eventstream/reading.py",
+        "        if not (found.lost and found.parts):\n            break\n", "        break\n",
+        "tests/integration/test_reading.py::test_events_have_the_position_behind_what_was_lost",
+    ),
+    Mutation(
+        "a kick is for whom the caller's object says", "eventstream/api.py",
+        "        found = channelmanager.find_user(str(user.pk))\n        channelmanager.check_permission(found, [channel])\n",
+        "        channelmanager.check_permission(user, [channel])\n",
+        "tests/integration/test_sending.py::test_account_that_is_not_active_any_more_is_kicked",
+    ),
+    Mutation(
+        "a list of one's own leaves the path to the client", "eventstream/drf/viewsets.py",
+        "if self.channels or self._chooses_in_list():", "if self.channels:",
+        "tests/integration/test_drf.py::test_fixed_channels_are_fixed",
+    ),
+    Mutation(
+        "a thread that could not start is not tried again", "eventstream_tasks/waking.py",
+        "return is_running and (using, partition) in self._wanted", "return (using, partition) in self._wanted",
+        "tests/unit/test_waking.py::test_thread_that_could_not_be_started_is_tried_again",
     ),
     Mutation(
         "the hub takes what does not follow", "eventstream/hub/tails.py",

@@ -165,6 +165,23 @@ def test_messages_that_the_broker_was_too_slow_for_are_given_up(
     assert broker.messages == ["in time"]
 
 
+def test_thread_that_could_not_be_started_is_tried_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            broker.waker.want("default", [1], send)
+
+    assert not broker.waker.is_wanted("default", 1)
+    broker.waker.want("default", [1], send)
+    assert broker.waker.flush(30)
+    assert broker.rounds == [[("default", 1)]]
+
+
 def test_thread_is_one_and_for_good(broker: Broker) -> None:
     before = threading.active_count()
     for number in range(20):
