@@ -124,11 +124,13 @@ def _adopt_channel(using: str, channel: str, last_eid: int) -> int:
         some = (
             rows.filter(eid__gt=eid).order_by("eid")[:BATCH] if eid < last_eid else []
         )
-        entries = [
-            LogEntry(row.eid, row.type, _text(row.data), row.created) for row in some
-        ]
+        entries = _without_holes(
+            [LogEntry(row.eid, row.type, _text(row.data), row.created) for row in some]
+        )
+        # Not where the last ones ended: the old one may have deleted what followed.
+        after = entries[0].eid - 1 if entries else last_eid
         with transaction.atomic(using=using):
-            moved = storage.adopt(using, channel, after=eid, entries=entries)
+            moved = storage.adopt(using, channel, after=after, entries=entries)
             if moved is not None:
                 # Targets that had everything: whoever reads here can come for the log
                 # only now.
@@ -138,6 +140,14 @@ def _adopt_channel(using: str, channel: str, last_eid: int) -> int:
             return count
         count += len(entries)
         eid = entries[-1].eid
+
+
+def _without_holes(entries: list[LogEntry]) -> list[LogEntry]:
+    """Return those behind the last hole."""
+    for place in range(len(entries) - 1, 0, -1):
+        if entries[place].eid != entries[place - 1].eid + 1:
+            return entries[place:]
+    return entries
 
 
 def _first_consecutive(rows: models.QuerySet[Any], last_eid: int) -> int:

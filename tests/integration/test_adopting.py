@@ -209,6 +209,34 @@ def test_hole_since_the_last_run_is_no_hole_here(peer: Peer) -> None:
     assert [m.type for m in resume("chan", 1)] == ["stream-reset"]
 
 
+@pytest.mark.parametrize(
+    ("trimmed", "kept"), [("3", [4, 5, 6]), ("3, 4, 5", [6]), ("4", [5, 6]), ("3, 4, 5, 6", [])]
+)  # fmt: skip
+def test_what_the_old_one_deletes_meanwhile_makes_no_hole(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, trimmed: str, kept: list[int]
+) -> None:
+    """It deletes what is old whenever it sends, and it serves while this runs."""
+    monkeypatch.setattr(adopting, "BATCH", 2)
+    peer.send("chan", 6)
+    storage = type(get_storage())
+    original = storage.adopt
+
+    def adopt_and_trim(*args: object, **kwargs: object) -> object:
+        found = original(*args, **kwargs)  # type: ignore[arg-type]
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"DELETE FROM django_eventstream_event WHERE eid IN ({trimmed})"
+            )
+        return found
+
+    monkeypatch.setattr(storage, "adopt", adopt_and_trim)
+    run()
+
+    assert Channel.objects.get(name="chan").last_eid == 6
+    assert list(Event.objects.order_by("eid").values_list("eid", flat=True)) == kept
+    assert [m.type for m in resume("chan", 1)] == ["stream-reset"]
+
+
 def test_events_are_as_old_as_they_were(peer: Peer) -> None:
     peer.send("chan", 3)
     with connection.cursor() as cursor:
