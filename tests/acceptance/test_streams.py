@@ -18,6 +18,15 @@ from tests.support.sse import Crowd, Message, Stream, numbers
 from tests.support.stack import Stack, running
 
 
+@pytest.fixture(scope="module")
+def by_links() -> Iterator[Stack]:
+    """A Pushpin to which nobody publishes, as there is no worker."""
+    settings = {"EVENTSTREAM_PAGE_SIZE": 2, "EVENTSTREAM_NEXT_LINK_TIMEOUT": 1}
+    env = {"ES_SET": json.dumps(settings)}
+    with running(with_pushpin=True, worker=False, env=env) as stack:
+        yield stack
+
+
 def messages(channel: str, first: int, last: int, data: int = 0) -> list[Message]:
     """Return the events first…last of a channel, whose data count from `data`."""
     return [
@@ -635,3 +644,15 @@ def test_next_link_is_for_the_proxy_only(impatient: Stack) -> None:
 
     assert caught.value.code == 400
     caught.value.close()
+
+
+@pytest.mark.parametrize("room", ["next", "日本", "x?y", "x#y", "a b", "50%", "a;b=c"])
+def test_proxy_finds_its_way_back_to_any_path(by_links: Stack, room: str) -> None:
+    """Pages and what comes later are there by links alone: nothing is published."""
+    channel = f"room-{room}"
+    by_links.send(channel, 5)
+    url = f"{by_links.url}/rooms/{quote(room, safe='')}/"
+    with Stream(url, last_event_id=f"{quote(channel)}:0").open() as stream:
+        assert [message.data for message in stream.take(5)] == list("01234")
+        by_links.send(channel, data="later")
+        assert json.loads(stream.next().data) == "later"
