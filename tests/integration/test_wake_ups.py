@@ -26,6 +26,7 @@ from pytest_django import Settings
 from eventstream import EventSpec, send_event, send_events
 from eventstream import relay as relay_module
 from eventstream.cursors import Lease
+from eventstream.exceptions import PublishUnavailableError
 from eventstream.models import Cursor, Event
 from eventstream.pausing import pause
 from eventstream.relay import Report, relay_partition
@@ -700,6 +701,30 @@ def test_best_effort_events_go_out_one_task_a_transaction_in_order(
     ]
     data = [[row[6] for row in arguments[1]] for arguments, *_ in reversed(bodies)]
     assert data == [[str(number)] * 2 for number in range(5)]
+
+
+def test_retry_of_best_effort_events_has_those_that_are_left(
+    valkey: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would come twice."""
+    settings.EVENTSTREAM_BATCH_BYTES = 10_000
+    published: list[list[bytes]] = []
+
+    def fail_second(_: BusTarget, items: Sequence[Item]) -> None:
+        published.append([item.body for item in items])
+        if len(published) == 2:
+            raise PublishUnavailableError("away")
+
+    monkeypatch.setattr(BusTarget, "publish", fail_second)
+    rows = [
+        [0, 0, 0, f"cursor-{n}", None, "message", str(n).ljust(3000), ""]
+        for n in range(5)
+    ]
+
+    tasks.publish_best_effort.apply(args=("bus", rows))
+
+    assert [len(bodies) for bodies in published] == [3, 2, 2]
+    assert published[1] == published[2]
 
 
 def test_slow_broker_is_noticed_and_holds_up_no_sender(
