@@ -134,7 +134,7 @@ class Log:
             letter=table_name(using, DeadLetter),
             paused=table_name(using, PausedTarget),
             age=_AGE_SQLITE if is_sqlite else AGE_POSTGRESQL,
-            size=_SIZE_SQLITE if is_sqlite else "octet_length(data)",
+            size=_size_of_data(using),
         )
         values: dict[str, int | str] = {
             "partition": partition, "after": after, "limit": limit, "target": target,
@@ -184,8 +184,7 @@ class Log:
         newest = rows.filter(kind=EventKind.EVENT).values("channel")
         positions = newest.annotate(newest=Max("position")).values("newest")
         wanted = rows.filter(Q(kind=EventKind.KICK) | Q(position__in=positions))
-        is_sqlite = connections[using].vendor == "sqlite"
-        size = RawSQL(_SIZE_SQLITE if is_sqlite else "octet_length(data)", [])  # noqa: S611  no input
+        size = RawSQL(_size_of_data(using), [])  # noqa: S611  no input
         found = wanted.annotate(size=size).order_by("position")
         for some in _cut(found.values_list("position", "size"), limit, limit_bytes):
             yield self._read_at(using, partition, some)
@@ -442,6 +441,12 @@ def database_now(using: str) -> datetime.datetime:
         cursor.execute("SELECT statement_timestamp()")
         instant: datetime.datetime = cursor.fetchone()[0]
         return instant
+
+
+def _size_of_data(using: str) -> str:
+    """Return the expression for a row's bytes of data."""
+    is_sqlite = connections[using].vendor == "sqlite"
+    return _SIZE_SQLITE if is_sqlite else "octet_length(data)"
 
 
 def _cut(
