@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -146,8 +146,17 @@ def _encode(spec: EventSpec) -> str:
 
 
 def _skip_users(user_ids: Collection[object]) -> str:
-    if isinstance(user_ids, str):
-        raise InvalidEventError("skip_user_ids must be a list of ids, not a string")
+    if isinstance(user_ids, str) or not isinstance(user_ids, Iterable):
+        raise InvalidEventError(
+            f"skip_user_ids must be a list of ids, not {type(user_ids).__name__}"
+        )
+    user_ids = list(user_ids)
+    for user in user_ids:
+        if hasattr(user, "pk"):  # as text it would be a name, and skip nobody
+            raise InvalidEventError(
+                f"skip_user_ids has an object ({type(user).__name__}): "
+                "give its primary key, user.pk"
+            )
     text = join_users(user_ids)
     if text.count(",") != len({str(user) for user in user_ids}) + 1 and text:
         raise InvalidEventError("skip_user_ids: an id must not contain a comma")

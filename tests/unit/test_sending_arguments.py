@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import AnonymousUser
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream.exceptions import (
@@ -70,7 +71,12 @@ def test_bad_raw_data_is_refused(data: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"skip_user_ids": "12"}, "must be a list of ids, not a string"),
+        ({"skip_user_ids": "12"}, "must be a list of ids, not str"),
+        ({"skip_user_ids": 12}, "must be a list of ids, not int"),
+        (
+            {"skip_user_ids": [AnonymousUser()]},
+            r"an object \(AnonymousUser\): give .*pk",
+        ),
         ({"skip_user_ids": ["1,2"]}, "must not contain a comma"),
         ({"idempotency_key": ""}, "idempotency_key must not be empty"),
         ({"idempotency_key": "x" * 256}, "idempotency_key has 256 characters"),
