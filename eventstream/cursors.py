@@ -109,6 +109,18 @@ def count_refused(using: str, partition: int, target: str, count: int) -> None:
     cursors.update(refused_count=F("refused_count") + count)
 
 
+def hold_still(using: str, partition: int, target: str) -> bool:
+    """Keep relays from a (partition, target) until the transaction ends.
+
+    Returns:
+        Whether that is so: not while one is at work on it.
+    """
+    rows = Cursor.objects.using(using).filter(partition=partition, target=target)
+    free = rows.filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()))
+    # One whose lease has run out, and which is not dead, is to notice.
+    return bool(free.update(lease_token="", lease_until=None))
+
+
 def resume_cursors(using: str, target: str, since: datetime.datetime) -> None:
     """Make a pause since then a failure since then, of those that are behind."""
     head = Partition.objects.filter(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 
-from eventstream.cursors import count_refused
+from django.db import transaction
+
+from eventstream.cursors import count_refused, ensure_cursors, hold_still
 from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import Cursor, DeadLetter, Event, EventKind
 from eventstream.rows import OutboxRow
@@ -63,7 +65,7 @@ def give_up(using: str, target_name: str, event_id: int, reason: str) -> None:
 
     For an event that its target answers with an error that is not about the event, say a
     500, and that holds up its partition for ever. The target's readers see the gap and
-    get the event from the log. One that is on its way right now may arrive all the same.
+    get the event from the log.
 
     Args:
         using: Database alias.
@@ -72,7 +74,8 @@ def give_up(using: str, target_name: str, event_id: int, reason: str) -> None:
         reason: What the dead letter is to say.
 
     Raises:
-        CannotGiveUpError: Says why the event is not one that waits for the target.
+        CannotGiveUpError: The event is not one that waits for the target, or may be on its
+            way there right now.
     """
     if target_name not in get_targets():
         raise CannotGiveUpError(f"{target_name} is not in the settings.")
@@ -86,16 +89,25 @@ def give_up(using: str, target_name: str, event_id: int, reason: str) -> None:
         )
     storage = get_storage()
     partition = event.partition
+    # The other targets', too: they begin at the head, and are to get what is numbered now.
+    ensure_cursors(storage, using, partition)
     if event.position is None:
         storage.number_all(using, partition)
-    row = storage.read_row(using, event_id)
-    mark = (
-        Cursor.objects.using(using)
-        .filter(partition=partition, target=target_name)
-        .values_list("watermark", flat=True)
-        .first()
-    )
-    if row is None or (mark is not None and row.position <= mark):
-        raise CannotGiveUpError(f"{event} does not wait for {target_name} any more.")
-    logger.error("Gave up %s for %s: %s", event, target_name, reason)
-    write_letters(using, partition, target_name, [row], reason)
+    with transaction.atomic(using=using):
+        # What a relay has read it may publish at any moment, and would leave the letter of
+        # what was accepted, to be tried again.
+        if not hold_still(using, partition, target_name):
+            raise CannotGiveUpError(
+                f"{event} may be on its way to {target_name} right now: see what comes of "
+                "it, and try again."
+            )
+        row = storage.read_row(using, event_id)
+        cursor = Cursor.objects.using(using).get(
+            partition=partition, target=target_name
+        )
+        if row is None or row.position <= cursor.watermark:
+            raise CannotGiveUpError(
+                f"{event} does not wait for {target_name} any more."
+            )
+        logger.error("Gave up %s for %s: %s", event, target_name, reason)
+        write_letters(using, partition, target_name, [row], reason)

@@ -13,11 +13,13 @@ from django.db import connections
 from django.db.models import (
     Count,
     DurationField,
+    Exists,
     ExpressionWrapper,
     F,
     Max,
     Min,
     Model,
+    OuterRef,
     Q,
 )
 from django.db.models.expressions import RawSQL
@@ -167,6 +169,7 @@ class Log:
         up_to: int,
         limit: int,
         limit_bytes: int,
+        target: str,
     ) -> Iterator[list[OutboxRow]]:
         """Yield of a backlog the newest event of each channel, and every kick, in order.
 
@@ -177,11 +180,14 @@ class Log:
             up_to: The last one that is.
             limit: Most rows to yield at once.
             limit_bytes: Bytes of data from which on a row is not yielded with others.
+            target: Whose dead letters are passed over: the newest is another event.
         """
         rows = Event.objects.using(using).filter(
             partition=partition, position__gt=after, position__lte=up_to
         )
-        newest = rows.filter(kind=EventKind.EVENT).values("channel")
+        letters = DeadLetter.objects.filter(event_id=OuterRef("pk"), target=target)
+        alive = rows.filter(~Exists(letters), kind=EventKind.EVENT)
+        newest = alive.values("channel")
         positions = newest.annotate(newest=Max("position")).values("newest")
         wanted = rows.filter(Q(kind=EventKind.KICK) | Q(position__in=positions))
         size = RawSQL(_size_of_data(using), [])  # noqa: S611  no input

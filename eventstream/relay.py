@@ -332,7 +332,7 @@ class _Relay:
                 return  # the last look finds out, and numbers the rest
             if found.rows:
                 watermark = found.rows[-1].position
-                self._flight = self._prepare(found, was_waiting=was_in_flight)
+                self._flight = self._prepare(found)
                 if is_full:  # so there is more
                     self._flight.start()
                     goes_on = True
@@ -354,18 +354,12 @@ class _Relay:
                 time.sleep(min(time.monotonic() - began, MAX_REST))
             is_steady = True  # once more has come, as it does now and then, is not
 
-    def _prepare(self, found: Batch, *, was_waiting: bool) -> InFlight:
-        """Return what was read as what is to be published.
-
-        Args:
-            found: What was read.
-            was_waiting: Others were on their way meanwhile; some of it may have been given
-                up since it was read.
-        """
+    def _prepare(self, found: Batch) -> InFlight:
+        """Return what was read as what is to be published."""
         rows = found.rows
         if found.has_kicks:
             rows = [ask_again(row) for row in rows]
-        if found.has_letters or was_waiting:
+        if found.has_letters:
             rows = self._without_given_up(rows)
         return InFlight(
             _calls(self._target, rows),
@@ -426,6 +420,7 @@ class _Relay:
             self._using, self._partition,
             after=watermark, up_to=head,
             limit=limit, limit_bytes=READ_CALLS * options.batch_bytes,
+            target=self._target.name,
         ):  # fmt: skip
             rows = self._without_given_up(newest)
             rows = [ask_again(row) for row in rows]

@@ -13,6 +13,7 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, send_events
 from eventstream.deadletters import give_up
+from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import Cursor, DeadLetter, Event
 from eventstream.pausing import pause
 from eventstream.relay import Outcome, relay_partition
@@ -220,22 +221,27 @@ def test_target_that_was_paused_meanwhile_gets_no_further_batch(
     assert Cursor.objects.get(target="a").watermark == 6
 
 
-def test_event_that_was_given_up_meanwhile_is_not_published(targets: Targets) -> None:
-    send(20)
+def test_event_on_its_way_cannot_be_given_up(targets: Targets) -> None:
+    """It would be a dead letter of a target that has accepted it."""
+    refusals: list[str] = []
 
-    def give_up_ninth() -> None:
-        if len(targets["a"].batches) == 1:  # the second batch is read, or about to be
-            is_read.wait(5)
-            give_up("default", "a", Event.objects.get(eid=9).pk, "by hand")
+    def give_up_some() -> None:
+        if len(targets["a"].batches) == 1:
+            for eid in (4, 9):  # the second call of this batch, and one of the next
+                with pytest.raises(CannotGiveUpError) as caught:
+                    give_up("default", "a", Event.objects.get(eid=eid).pk, "")
+                refusals.append(str(caught.value))
             connections.close_all()
 
-    is_read = threading.Event()
-    targets["a"].before = give_up_ninth
-    with pytest.MonkeyPatch.context() as patch:
-        after_numbering(patch, 2, is_read.set)
-        relay_partition("default", PARTITION, "a")
+    targets["a"].before = give_up_some
+    send(20)
 
-    assert targets["a"].ids("orders") == [*range(1, 9), *range(10, 21)]
+    relay_partition("default", PARTITION, "a")
+
+    assert len(refusals) == 2
+    assert "may be on its way to a right now" in refusals[0]
+    assert targets["a"].ids("orders") == list(range(1, 21))
+    assert not DeadLetter.objects.exists()
 
 
 def test_thread_ends_with_its_batch(targets: Targets) -> None:

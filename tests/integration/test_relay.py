@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from eventstream import EventSpec, jobs, pruning, send_event, send_events
-from eventstream.cursors import Lease
+from eventstream.cursors import Lease, LeaseLostError
 from eventstream.deadletters import give_up
 from eventstream.exceptions import (
     CannotGiveUpError,
@@ -985,19 +985,20 @@ def test_event_that_was_given_up_is_passed_over(targets: Targets) -> None:
     assert pending("default") == []
 
 
-def test_event_that_was_given_up_is_not_the_newest_of_a_backlog(
+def test_newest_event_of_a_backlog_is_one_that_was_not_given_up(
     targets: Targets,
 ) -> None:
+    """If nothing were published, no reader would notice before the next event."""
     targets["a"].is_down = True
-    send(2)
+    send(3)
     relay_all("default")
     Cursor.objects.update(failing_since=Now() - ago(31))
-    give_up("default", "a", Event.objects.get(eid=2).pk, "")
+    give_up("default", "a", Event.objects.get(eid=3).pk, "")
     targets["a"].is_down = False
 
     relay_partition("default", PARTITION, "a", force=True)
 
-    assert targets["a"].ids("orders") == []
+    assert targets["a"].ids("orders") == [2]
     assert pending("default") == []
 
 
@@ -1010,6 +1011,33 @@ def test_unnumbered_event_can_be_given_up(targets: Targets) -> None:
 
     assert targets["a"].received == []
     assert targets["b"].ids("orders") == [1]
+
+
+def test_unnumbered_event_is_given_up_for_one_target_only(targets: Targets) -> None:
+    """Nobody has come by yet: the other targets' cursors begin before it has an id."""
+    send(2)
+
+    give_up("default", "a", Event.objects.first().pk, "")  # type: ignore[union-attr]
+    relay_all("default")
+
+    assert targets["a"].ids("orders") == [2]
+    assert targets["b"].ids("orders") == [1, 2]
+
+
+def test_relay_whose_lease_has_run_out_notices_that_something_was_given_up(
+    targets: Targets,
+) -> None:
+    targets["a"].is_down = True
+    send()
+    relay_all("default")
+    lease = Lease(get_storage(), "default", PARTITION, "a")
+    assert lease.take(force=True)
+    Cursor.objects.filter(target="a").update(lease_until=Now() - ago(1))
+
+    give_up("default", "a", Event.objects.get().pk, "")
+
+    with pytest.raises(LeaseLostError):
+        lease.renew()
 
 
 def test_only_what_waits_can_be_given_up(targets: Targets) -> None:

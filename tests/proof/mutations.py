@@ -433,9 +433,14 @@ MUTATIONS = [
         f"{IN_FLIGHT}::test_relay_whose_connection_is_cut_goes_on_by_a_new_one", on_postgresql=True,
     ),
     Mutation(
-        "what was given up while it waited is published", "eventstream/relay.py",
-        "if found.has_letters or was_waiting:", "if found.has_letters:",
-        f"{IN_FLIGHT}::test_event_that_was_given_up_meanwhile_is_not_published",
+        "what is on its way is given up", "eventstream/cursors.py",
+        'free.update(lease_token="", lease_until=None)', 'rows.update(lease_token="")',
+        f"{IN_FLIGHT}::test_event_on_its_way_cannot_be_given_up",
+    ),
+    Mutation(
+        "what is given up is numbered before the others' cursors", "eventstream/deadletters.py",
+        "    ensure_cursors(storage, using, partition)", "    0",
+        f"{RELAY}::test_unnumbered_event_is_given_up_for_one_target_only",
     ),
     Mutation(
         "who fails alone speaks for all", "eventstream/statements.py",
