@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIRequest
-from django.db import DatabaseError, connections, transaction
+from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
@@ -17,13 +17,14 @@ from django.views.decorators.http import require_safe
 
 from eventstream import conf, hold
 from eventstream.log import database_now
+from eventstream.transactions import outside_transactions
 
 _migrated: set[str] = set()
 """Databases that were seen to be: a process lives with the code that it has loaded."""
 
 
 @never_cache
-@transaction.non_atomic_requests
+@outside_transactions
 @require_safe
 def live(request: HttpRequest) -> JsonResponse:
     """Answer, and say whether the request came through a GRIP proxy. No database."""
@@ -36,7 +37,7 @@ def live(request: HttpRequest) -> JsonResponse:
 
 
 @never_cache
-@transaction.non_atomic_requests
+@outside_transactions
 @require_safe
 def ready(request: HttpRequest) -> JsonResponse:
     """Answer 200 if streams can be opened here, else 503 and what is missing."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -36,6 +36,7 @@ from prometheus_client.registry import Collector
 from eventstream import conf, instruments
 from eventstream.models import Job
 from eventstream.status import Status, get_status
+from eventstream.transactions import outside_transactions
 
 STATES = ("up", "idle", "behind", "failing", "paused")
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
@@ -269,7 +270,7 @@ def collect() -> bytes:
 
 
 @never_cache
-@transaction.non_atomic_requests
+@outside_transactions
 @require_safe
 def view(request: HttpRequest) -> HttpResponse:
     """Answer Prometheus. Keep it from the public: it names targets and counts."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.handlers.asgi import ASGIRequest
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import InterfaceError, OperationalError, connections
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -38,6 +38,7 @@ from eventstream.hub import get_hub
 from eventstream.hub.writing import write_stream
 from eventstream.limits import Slot, count_open, count_open_of_user, take_slot
 from eventstream.reading import Reader, read_link, read_request
+from eventstream.transactions import outside_transactions
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ UNSUPPORTED = (
 )
 
 
-@transaction.non_atomic_requests
+@outside_transactions
 def events(request: HttpRequest, **view_kwargs: Any) -> HttpResponseBase:
     """Open a stream of the channels that the channel manager finds in the request."""
     if request.method == "OPTIONS":
@@ -58,7 +59,7 @@ def events(request: HttpRequest, **view_kwargs: Any) -> HttpResponseBase:
     return _finish(request, _answer(request, lambda: _open(request, view_kwargs)))
 
 
-@transaction.non_atomic_requests
+@outside_transactions
 @sensitive_variables("token")
 def next_link(request: HttpRequest, token: str, **_: Any) -> HttpResponseBase:
     """Answer a GRIP proxy that asks what is new for a stream that it holds."""

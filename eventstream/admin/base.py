@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.contrib import admin, messages
@@ -10,12 +10,11 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
-from django.db import connections, models, transaction
+from django.db import models
 from django.db.models import QuerySet
 from django.http import (
     HttpRequest,
     HttpResponse,
-    HttpResponseBase,
     HttpResponseRedirect,
 )
 from django.urls import reverse
@@ -24,13 +23,13 @@ from django.utils.functional import cached_property
 from eventstream import conf
 from eventstream.admin.confirming import Question, ask
 from eventstream.admin.publishing import publish_now
+from eventstream.transactions import outside_transactions
 
 COUNT_LIMIT = 10_000
 ITEMS_NAMED = 50
 ERROR_LENGTH = 250  # what matters comes last in most
 
 _Model = TypeVar("_Model", bound=models.Model)
-_View = TypeVar("_View", bound=Callable[..., HttpResponseBase])
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin as _ModelAdmin
@@ -44,17 +43,6 @@ else:
 def alias() -> str:
     """Return the database that the admin shows."""
     return conf.get_options().databases[0]
-
-
-def outside_transactions(view: _View) -> _View:
-    """Exempt a view from ATOMIC_REQUESTS.
-
-    The relay publishes an id only once it is committed. Inside the request's transaction
-    a rollback would take back ids that clients have, and give them out a second time.
-    """
-    for name in connections:
-        transaction.non_atomic_requests(name)(view)
-    return view
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]  # generic in the stubs only

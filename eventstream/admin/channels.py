@@ -13,13 +13,14 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, reverse
 
-from eventstream.admin.base import ReadOnlyAdmin, alias, outside_transactions
+from eventstream.admin.base import ReadOnlyAdmin, alias
 from eventstream.channelmanager import is_reliable
 from eventstream.models import Channel, Cursor, Event
 from eventstream.positions import format_position
 from eventstream.status import get_status
 from eventstream.targets import get_targets
 from eventstream.tokens import make_operator_token
+from eventstream.transactions import outside_transactions
 
 LAG_LIMIT = 10_000
 TAIL_COUNT = 20

@@ -30,13 +30,14 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from eventstream import sse
-from eventstream.admin.base import ReadOnlyAdmin, alias, outside_transactions
+from eventstream.admin.base import ReadOnlyAdmin, alias
 from eventstream.admin.health import look, render_health, render_parts
 from eventstream.admin.listing import Listing
 from eventstream.channelmanager import find_user
 from eventstream.exceptions import ChannelPermissionError
 from eventstream.models import Sample, UndeliveredEvent
 from eventstream.series import Point, read_series
+from eventstream.transactions import outside_transactions
 from eventstream.views import release_request
 
 logger = logging.getLogger(__name__)

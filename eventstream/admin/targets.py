@@ -13,7 +13,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from eventstream import pausing
-from eventstream.admin.base import ReadOnlyAdmin, alias, outside_transactions
+from eventstream.admin.base import ReadOnlyAdmin, alias
 from eventstream.admin.confirming import Question, ask, is_confirmed, reason_of
 from eventstream.admin.health import target_buttons, target_url
 from eventstream.exceptions import UnknownTargetError
@@ -21,6 +21,7 @@ from eventstream.models import PausedTarget
 from eventstream.relay import pending
 from eventstream.series import Point, read_series
 from eventstream.status import TargetStatus, get_status
+from eventstream.transactions import outside_transactions
 from eventstream.words import describe_count
 
 PERMISSIONS = {"publish": "publish_event", "pause": "pause_target", "resume": "pause_target"}  # fmt: skip

@@ -14,7 +14,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.safestring import SafeString
 
-from eventstream.admin.base import ReadOnlyAdmin, alias, outside_transactions
+from eventstream.admin.base import ReadOnlyAdmin, alias
 from eventstream.admin.confirming import Question, ask, is_confirmed, reason_of
 from eventstream.admin.health import look, render_health
 from eventstream.admin.listing import AGES, STATES, Listing, filters_of
@@ -24,6 +24,7 @@ from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import DeadLetter, Event, UndeliveredEvent
 from eventstream.relay import NO_TARGET
 from eventstream.targets import get_targets
+from eventstream.transactions import outside_transactions
 from eventstream.words import describe_count
 
 Pair = tuple[int, str]

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from django.db import transaction
 from django.http import HttpResponseBase
 from django.utils.decorators import classonlymethod
 from rest_framework.decorators import action
@@ -26,6 +25,7 @@ from eventstream.drf.renderers import (
     BrowsableAPIEventStreamRenderer,
     SSEEventRenderer,
 )
+from eventstream.transactions import outside_transactions
 
 
 class EventsViewSet(ViewSet):
@@ -70,7 +70,7 @@ class EventsViewSet(ViewSet):
     ) -> Callable[..., HttpResponseBase]:
         """Return the view. A stream is no transaction, whatever ATOMIC_REQUESTS says."""
         view: Callable[..., HttpResponseBase] = super().as_view(actions, **initkwargs)
-        return transaction.non_atomic_requests(view)
+        return outside_transactions(view)
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         # A next link is signed, and asked by the proxy for a user who is not here; a
