@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkabl
 
 from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
+from django.db import router
 from django.http import HttpRequest
 
 from eventstream import conf
@@ -224,6 +225,17 @@ def check_permission(user: AbstractBaseUser | None, channels: Collection[str]) -
         raise ChannelPermissionError(refused)
 
 
+def read_user(user_id: str) -> AbstractBaseUser | None:
+    """Return an account as of now, None if there is none.
+
+    From where accounts are written: a replica may not know yet that this one was
+    deactivated, and it would read on.
+    """
+    model = get_user_model()
+    accounts = model._default_manager.using(router.db_for_write(model))
+    return accounts.filter(pk=user_id).first()
+
+
 def find_user(user_id: str) -> AbstractBaseUser | None:
     """Return the user of a stream as of now, None for the anonymous one.
 
@@ -233,7 +245,7 @@ def find_user(user_id: str) -> AbstractBaseUser | None:
     if not user_id:
         return None
     user_id = user_id.removeprefix(_OPERATOR)
-    user = get_user_model()._default_manager.filter(pk=user_id).first()
+    user = read_user(user_id)
     if user is None or not user.is_active:
         raise ChannelPermissionError(["(the account is not active)"])
     return user

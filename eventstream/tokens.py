@@ -14,7 +14,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.core import signing
 from django.core.handlers.asgi import ASGIRequest
@@ -22,6 +21,7 @@ from django.utils.crypto import constant_time_compare, salted_hmac
 from django.views.decorators.debug import sensitive_variables
 
 from eventstream import conf
+from eventstream.channelmanager import read_user
 from eventstream.exceptions import (
     ExpiredTokenError,
     InvalidChannelError,
@@ -197,7 +197,7 @@ def read_subscribe_token(token: str, *, now: float) -> Grant:
         raise ExpiredTokenError("The token has expired: fetch a new one")
     user = None
     if user_id:
-        user = get_user_model()._default_manager.filter(pk=user_id).first()
+        user = read_user(user_id)
         if user is None or not user.is_active:
             raise InvalidTokenError("The token's account is not active")
         if not constant_time_compare(stamp, _stamp(user)):
