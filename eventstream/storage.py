@@ -56,8 +56,14 @@ class DjangoModelStorage(Numbering, Pruning):
         A concurrent transaction with the same key is waited for, as a unique key must.
         """
         rows = Event.objects.using(using)
-        rows.bulk_create([event], ignore_conflicts=True)
-        return rows.get(channel=event.channel, idempotency_key=event.idempotency_key)
+        known = rows.filter(
+            channel=event.channel, idempotency_key=event.idempotency_key
+        )
+        while True:
+            rows.bulk_create([event], ignore_conflicts=True)
+            if (found := known.first()) is not None:
+                return found
+            # It was there, and has been pruned in between.
 
 
 def get_storage() -> DjangoModelStorage:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import Permission, User
 from django.db import connection, connections, transaction
+from django.db.models import QuerySet
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
@@ -41,6 +43,24 @@ def test_event_s_state_can_be_followed(targets: dict[str, RecordingTarget]) -> N
     targets["b"].is_down = False
     relay_all("default", force=True)
     assert sent.state() is EventState.CONFIRMED
+
+
+def test_event_whose_key_is_pruned_meanwhile_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send_event("orders", "message", 1, idempotency_key="k")
+    bulk_create = QuerySet.bulk_create
+
+    def prune_after(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = bulk_create(self, *args, **kwargs)
+        Event.objects.filter(data="1").delete()
+        return found
+
+    monkeypatch.setattr(QuerySet, "bulk_create", prune_after)
+    again = send_event("orders", "message", 2, idempotency_key="k")
+
+    assert Event.objects.get().pk == again.id
+    assert Event.objects.get().data == "2"
 
 
 def test_refused_event_is_dead(targets: dict[str, RecordingTarget]) -> None:
