@@ -320,6 +320,9 @@ class Log:
                 using, channel, eid,
                 limit=limit, last_eid=last_eid, kicks_above=kicks_above,
             )  # fmt: skip
+        if found[-1][0] != eid + len(found):  # pruned or deleted in the middle
+            # What is behind is for the next read, which finds that the next event is gone.
+            found = [row for place, row in enumerate(found, eid + 1) if row[0] == place]
         *_, newest, has_kicks = found[0]
         newest = max(newest, found[-1][0])
         return ChannelLog(found, newest, is_reset=False, has_kicks=bool(has_kicks))
