@@ -16,7 +16,7 @@ from eventstream.series import prune_samples, record_sample
 from eventstream.stalls import report_stalls
 from eventstream.storage import get_storage
 from eventstream.targets import get_targets
-from eventstream.words import describe_count
+from eventstream.words import describe_cause, describe_count
 
 logger = logging.getLogger(__name__)
 
@@ -105,18 +105,23 @@ def count_prunable(using: str) -> int:
 def _run(
     using: str, name: str, work: Callable[[], tuple[str, int]], *, lease_seconds: float
 ) -> str | None:
-    """Run a job under its lease, and record when: a missing beat is visible."""
+    """Run a job under its lease, and record when it last succeeded: a missing beat is visible,
+    and so is one whose job always fails.
+    """
     Job.objects.using(using).get_or_create(name=name)
     rows = Job.objects.using(using).filter(name=name)
     free = rows.filter(Q(lease_until__isnull=True) | Q(lease_until__lt=Now()))
     until = Now() + datetime.timedelta(seconds=lease_seconds)
     if not free.update(lease_until=until, started_at=Now()):
         return None
-    result, count = "failed", 0
     try:
         result, count = work()
-    finally:
-        rows.update(lease_until=None, finished_at=Now(), result=result)
+    except BaseException as error:
+        rows.update(
+            lease_until=None, result=f"{Job.FAILED}: {describe_cause(error)}"[:500]
+        )
+        raise
+    rows.update(lease_until=None, finished_at=Now(), result=result)
     level = logging.INFO if count else logging.DEBUG
     logger.log(
         level, "%s of %s: %s", name, using, result,

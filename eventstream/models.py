@@ -222,10 +222,12 @@ class DeadLetter(models.Model):
 
 
 class Job(models.Model):
-    """When a periodic job last ran: a missing beat is visible, and two do no harm."""
+    """When a periodic job last succeeded: a missing beat is visible, and two do no harm."""
 
     REPUBLISH = "republish"
     PRUNE = "prune"
+    FAILED = "failed"
+    """What the result of a run begins with that has not finished."""
 
     name = models.CharField(primary_key=True, max_length=32)
     lease_until = models.DateTimeField(null=True, blank=True)
@@ -235,6 +237,11 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its last run came to nothing."""
+        return self.result.startswith(self.FAILED)
 
 
 class Holder(models.Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib.auth.models import AnonymousUser
 from django.core import signing
-from django.db import connections
+from django.db import Error, connections
 from django.views.decorators.debug import sensitive_variables
 
 from eventstream import conf, instruments, sse
@@ -43,6 +44,8 @@ from eventstream.tokens import take_grant
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser
     from django.http import HttpRequest
+
+logger = logging.getLogger(__name__)
 
 LINK_QUANTUM = 3600
 """Seconds to which a link's time of issue is rounded, so that equal readers have equal
@@ -374,7 +377,14 @@ def number_stale(storage: DjangoModelStorage, using: str) -> None:
         _stale_checked[using] = now
     seconds = conf.get_options().unnumbered_after
     for partition in storage.unnumbered_partitions(using, older_than=seconds):
-        # Before anything has a number: a target's cursor begins at the head, and these
-        # events are to reach the proxies' open streams as well.
-        ensure_cursors(storage, using, partition)
-        storage.number_all(using, partition)
+        try:
+            # Before anything has a number: a target's cursor begins at the head, and these
+            # events are to reach the proxies' open streams as well.
+            ensure_cursors(storage, using, partition)
+            storage.number_all(using, partition)
+        except Error as error:
+            if not connections[using].is_usable():
+                raise
+            # Of this partition: the others are not to wait for it, nor who only reads.
+            text = "Partition %s of %s cannot be numbered: %s"
+            logger.warning(text, partition, using, error)

@@ -52,6 +52,8 @@ event."""
 READ_CALLS = 4
 """How many calls' worth of bytes is read at once: what a relay has in memory, once or, while
 it is behind, twice."""
+PATIENCE = 8.0
+"""Seconds for which a sweep passes over what fails unexpectedly; by then the next one begins."""
 NO_TARGET = ""
 """The target of a wake-up that only numbers: where nothing is configured to publish to."""
 
@@ -141,12 +143,28 @@ def relay_partition(
 def relay_all(
     using: str, *, force: bool = False, targets: Collection[str] | None = None
 ) -> dict[tuple[int, str], Report]:
-    """Relay every partition that has work and is due. What the sweep and admin call."""
-    return {
-        (partition, name): relay_partition(using, partition, name, force=force)
-        for partition, name in pending(using)
-        if targets is None or name in targets
-    }
+    """Relay every partition that has work and is due. What the sweep calls.
+
+    One that fails in a way of its own, as its rows are locked or its target raises what it
+    likes, is passed over and logged. Not so after PATIENCE seconds: it may be the worker's
+    time limit.
+    """
+    began = time.monotonic()
+    reports = {}
+    for partition, name in pending(using):
+        if targets is not None and name not in targets:
+            continue
+        try:
+            report = relay_partition(using, partition, name, force=force)
+        except Exception as error:
+            is_late = time.monotonic() - began > PATIENCE
+            if is_late or not connections[using].is_usable():
+                raise
+            logger.exception("Relaying partition %s to %s failed", partition, name)
+            text = f"{type(error).__name__}: {error}"
+            report = Report(Outcome.FAILED, error=text)
+        reports[partition, name] = report
+    return reports
 
 
 def pending(using: str) -> list[tuple[int, str]]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from celery import Task, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 
 from eventstream import conf as core_conf
 from eventstream import jobs, tracing
@@ -94,15 +95,34 @@ def publish_best_effort(
             ) from error
 
 
+def _do_each(job: Callable[[str], object]) -> None:
+    """Do a job for every outbox: one whose database is away keeps no other waiting.
+
+    Raises:
+        ExceptionGroup: What went wrong, at the end.
+    """
+    errors: list[Exception] = []
+    for using in core_conf.get_options().databases:
+        try:
+            job(using)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            error.add_note(f"In the outbox {using!r}.")
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup("Several outboxes failed", errors)
+
+
 @shared_task(name="eventstream.republish", **_options)
 def republish(self: Task[Any, Any]) -> None:
     """Sweep every outbox."""
-    for using in core_conf.get_options().databases:
-        _call(self, partial(jobs.republish, using))
+    _do_each(lambda using: _call(self, partial(jobs.republish, using)))
 
 
 @shared_task(name="eventstream.prune", **_options)
 def prune(self: Task[Any, Any]) -> None:
     """Prune every outbox."""
-    for using in core_conf.get_options().databases:
-        jobs.prune(using, lease_seconds=get_options().time_limit)
+    _do_each(partial(jobs.prune, lease_seconds=get_options().time_limit))

@@ -23,6 +23,7 @@ def judge(status: Status) -> Status:
     """Return the same facts with what is wrong about them, the worst first."""
     found = [  # causes before what follows from them
         *_judge_wake_ups(status),
+        *_judge_failures(status),
         *_judge_sweep(status),
         *_judge_prune(status),
         *_judge_targets(status),
@@ -53,6 +54,18 @@ def _unswept(status: Status, who: str = "sweep") -> str:
     if seconds is None:
         return f"no {who} has ever run"
     return f"no {who} has run for {describe_seconds(seconds)}"
+
+
+def _judge_failures(status: Status) -> Iterator[Finding]:
+    """Tell of jobs that run and come to nothing."""
+    for job, subject in zip(status.jobs, ("sweep", "prune"), strict=True):
+        if job.state == "failed":
+            since = "has never succeeded"
+            if job.age_seconds is not None:
+                since = f"last succeeded {describe_seconds(job.age_seconds)} ago"
+            text = f"It {since}; {job.result.rstrip('.')}."
+            hint = "The worker's log has the traceback."
+            yield Finding(job.level, subject, text, hint)
 
 
 def _judge_sweep(status: Status) -> Iterator[Finding]:

@@ -205,6 +205,9 @@ class Survey:
         age = self._age(row.finished_at) if row else None
         if row and row.lease_until and row.lease_until > self._now:
             state, level = "running", Level.OK
+        elif row and row.has_failed and (self._age(row.started_at) or 0) <= due:
+            is_long = age is None or age > due
+            state, level = "failed", Level.ERROR if is_long else Level.WARNING
         elif age is None and name == Job.PRUNE and self._is_young(due):
             state, level = "new", Level.OK
         elif age is None:

@@ -115,9 +115,12 @@ class BusTarget(Target):
 
     def publish(self, items: Sequence[Item]) -> None:
         if self._client is None:
-            self._client = connect(
-                self._arguments, timeout=conf.get_options().publish_timeout
-            )
+            timeout = conf.get_options().publish_timeout
+            try:
+                self._client = connect(self._arguments, timeout=timeout)
+            except (TypeError, ValueError) as error:
+                text = f"EVENTSTREAM_REDIS cannot be used: {error}"
+                raise PublishUnavailableError(text) from error
         try:
             pipeline = self._client.pipeline(transaction=False)
             for topic, payload in _messages(items):

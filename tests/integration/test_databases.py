@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import datetime
+from typing import Any
+
 import pytest
-from django.db import transaction
+from django.contrib.auth.models import User
+from django.db import OperationalError, connections, transaction
+from django.db.backends.utils import CursorWrapper
+from django.db.models.functions import Now
+from django.test import Client
 from pytest_django import Settings
 
-from eventstream import get_current_event_id, send_event
-from eventstream.models import Event
+from eventstream import channel_permission_changed, get_current_event_id, send_event
+from eventstream.exceptions import InvalidTokenError
+from eventstream.models import Event, EventKind
 from eventstream.reading import Reader, read_page
 from eventstream.relay import relay_all
 from eventstream.storage import alias_of
+from eventstream.tokens import make_subscribe_token, read_subscribe_token
+from eventstream_tasks.tasks import prune, republish
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+
+
+class ReplicaRouter:
+    """Accounts are read from `other`, which is behind."""
+
+    def db_for_read(self, model: type, **hints: object) -> str | None:
+        return "other" if model is User else None
+
+    def db_for_write(self, model: type, **hints: object) -> str:
+        return "default"
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +70,67 @@ def test_reader_finds_the_database_of_a_channel(
     page = read_page(Reader(("orders", "rooms"), "", {"orders": 0, "rooms": 0}))
     assert page.text.count("event: message") == 2
     assert page.positions == {"orders": 1, "rooms": 1}
+
+
+@pytest.fixture
+def without_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Database `other`, which is asked first, is away."""
+    settings.EVENTSTREAM_DATABASES = ["other", "default"]
+    execute = CursorWrapper._execute  # type: ignore[attr-defined]
+
+    def fail(self: Any, *args: Any) -> Any:
+        if self.db.alias == "other":
+            raise OperationalError("other is away")
+        return execute(self, *args)
+
+    monkeypatch.setattr(CursorWrapper, "_execute", fail)
+
+
+@pytest.mark.usefixtures("without_other")
+def test_outbox_whose_database_is_away_keeps_no_other_waiting(
+    targets: dict[str, RecordingTarget], settings: Settings
+) -> None:
+    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    send_event("orders", "message", 1, using="default")
+
+    swept = republish.apply()
+    Event.objects.update(created=Now() - datetime.timedelta(days=2))
+    pruned = prune.apply()
+
+    assert targets["a"].ids("orders") == [1]
+    assert not Event.objects.exists()
+    assert [str(result.result) for result in (swept, pruned)] == ["other is away"] * 2
+
+
+def test_account_is_asked_for_where_it_is_written(settings: Settings) -> None:
+    for using in ("default", "other"):
+        User.objects.using(using).create(pk=7, username="ann")
+    settings.DATABASE_ROUTERS = [f"{__name__}.ReplicaRouter"]
+    user = User.objects.using("default").get()
+    token = make_subscribe_token(user, ["room"])
+
+    with transaction.atomic():
+        user.is_active = False
+        user.save(using="default")
+        channel_permission_changed(user, "room")
+
+    assert Event.objects.get().kind == EventKind.KICK
+    with pytest.raises(InvalidTokenError):
+        read_subscribe_token(token, now=0)
+
+
+def test_stream_is_in_no_transaction_of_any_database(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    client: Client,
+    proxy: dict[str, str],
+) -> None:
+    """There it could neither number what nobody has, nor share what it reads."""
+    settings.EVENTSTREAM_DATABASES = ["other"]
+    monkeypatch.setitem(connections["other"].settings_dict, "ATOMIC_REQUESTS", True)
+    send_event("orders", "message", 1, using="other")
+
+    headers = {**proxy, "Last-Event-ID": "orders:0"}
+    response = client.get("/events/?channel=orders", headers=headers)
+
+    assert b"event: message" in response.content

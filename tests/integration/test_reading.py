@@ -9,10 +9,11 @@ import pytest
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events
-from eventstream.models import Cursor, Event
+from eventstream.models import Channel, Cursor, Event
 from eventstream.pieces import Wanted, read_piece
 from eventstream.reading import Reader, number_stale, read_page
 from eventstream.relay import relay_all
+from eventstream.rows import partition_of
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.testing import drain_outbox
 from tests.support.targets import RecordingTarget
@@ -51,6 +52,47 @@ def test_event_numbered_while_nothing_was_found_is_no_reset(
     log = storage.read_after("default", "orders", 1, limit=10)
 
     assert (log.is_reset, [event.eid for event in log.events]) == (False, [2])
+
+
+def test_page_ends_before_a_hole() -> None:
+    """Of events deleted by hand, or of a channel whose partition has changed: the older are in
+    one that is pruned after that of the newer."""
+    send_events(EventSpec("orders", "message", n) for n in range(10))
+    drain_outbox()
+    Event.objects.filter(eid=5).delete()
+    storage = get_storage()
+
+    log = storage.read_after("default", "orders", 2, limit=100)
+    after = storage.read_after("default", "orders", 4, limit=100, last_eid=log.last_eid)
+
+    assert ([event.eid for event in log.events], log.last_eid) == ([3, 4], 10)
+    assert (after.is_reset, after.rows) == (True, [])
+    page = read_page(Reader(("orders",), "", {"orders": 2}))
+    assert page.text.count("event: message") == 2
+    assert (page.positions, page.is_last) == ({"orders": 4}, False)
+    page = read_page(Reader(("orders",), "", page.positions))
+    assert page.text.startswith("id: orders:10\nevent: stream-reset")
+
+
+def test_partition_that_cannot_be_numbered_keeps_no_other_waiting(
+    targets: dict[str, RecordingTarget], settings: Settings
+) -> None:
+    settings.EVENTSTREAM_UNNUMBERED_AFTER = 0
+    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    names = sorted([f"room-{n}" for n in range(5)], key=partition_of)
+    send_events(EventSpec(name, "message", 1) for name in names)
+    drain_outbox()
+    Channel.objects.filter(
+        name=names[1]
+    ).delete()  # by hand: its ids would be given twice
+    send_events(EventSpec(name, "message", 2) for name in names)
+
+    number_stale(get_storage(), "default")
+
+    unnumbered = Event.objects.filter(position=None)
+    assert [event.channel for event in unnumbered] == [names[1]]
+    assert relay_all("default")
+    assert unnumbered.count() == 1
 
 
 def test_events_have_the_position_behind_what_was_lost() -> None:

@@ -1002,6 +1002,35 @@ def test_newest_event_of_a_backlog_is_one_that_was_not_given_up(
     assert pending("default") == []
 
 
+def test_sweep_passes_over_what_fails_in_a_way_of_its_own(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target of the project's own may raise anything."""
+
+    def fail() -> None:
+        raise ValueError("no such thing")
+
+    targets["a"].before = fail
+    for number in range(5):
+        send(channel=f"room-{number}")
+
+    reports = relay_all("default")
+
+    outcomes = {
+        name: {r.outcome for (_, n), r in reports.items() if n == name} for name in "ab"
+    }
+    assert outcomes == {"a": {Outcome.FAILED}, "b": {Outcome.DONE}}
+    assert {r.error for (_, n), r in reports.items() if n == "a"} == {
+        "ValueError: no such thing"
+    }
+    assert sum(len(targets["b"].ids(f"room-{number}")) for number in range(5)) == 5
+    # A worker's time limit is an error as well, and ends it.
+    monkeypatch.setattr("eventstream.relay.PATIENCE", 0)
+    send(channel="room-0")
+    with pytest.raises(ValueError, match="no such thing"):
+        relay_all("default")
+
+
 def test_unnumbered_event_can_be_given_up(targets: Targets) -> None:
     relay_partition("default", PARTITION, "a")
     send()

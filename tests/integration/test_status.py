@@ -21,6 +21,7 @@ from eventstream.relay import relay_all
 from eventstream.series import prune_samples, read_series, record_sample
 from eventstream.status import Level, Status, get_status
 from eventstream.status.findings import judge
+from eventstream.storage import DjangoModelStorage
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -145,6 +146,37 @@ def test_pruning_is_missed_once_there_is_something_to_prune(
 
     assert get_status().jobs[1].state == state
     assert subjects(get_status()) == ([] if state == "new" else ["prune"])
+
+
+@pytest.mark.parametrize("has_succeeded", [False, True])
+def test_job_that_always_fails_is_told(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, has_succeeded: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError("permission denied")
+
+    send_event("orders", "message", 1)
+    if has_succeeded:
+        run_jobs()
+    monkeypatch.setattr("eventstream.jobs.relay_all", fail)
+    monkeypatch.setattr(DjangoModelStorage, "prune", fail)
+
+    for job in (jobs.republish, jobs.prune):
+        with pytest.raises(PermissionError):
+            job("default")
+
+    status = get_status()
+    level = Level.WARNING if has_succeeded else Level.ERROR
+    told = [(f.subject, f.level) for f in status.findings if f.subject != "a"]
+    assert [(job.state, job.level) for job in status.jobs] == [("failed", level)] * 2
+    assert told == [("sweep", level), ("prune", level)]
+    assert "failed: permission denied." in status.findings[0].text
+    # Nothing else would say so once it has been so for long.
+    Job.objects.update(finished_at=Now() - ago(7200))
+    assert {job.level for job in get_status().jobs} == {Level.ERROR}
+    # Nor is a beat that is missing taken for one whose jobs fail.
+    Job.objects.update(started_at=Now() - ago(7200))
+    assert [job.state for job in get_status().jobs] == ["late", "late"]
 
 
 def test_sweep_that_is_running_is_not_late(targets: Targets) -> None:

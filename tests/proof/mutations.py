@@ -433,6 +433,16 @@ MUTATIONS = [
         f"{IN_FLIGHT}::test_relay_whose_connection_is_cut_goes_on_by_a_new_one", on_postgresql=True,
     ),
     Mutation(
+        "a page passes a hole", "eventstream/log.py",
+        "if found[-1][0] != eid + len(found):", "if False:",
+        "tests/integration/test_reading.py::test_page_ends_before_a_hole",
+    ),
+    Mutation(
+        "accounts are read from a replica", "eventstream/channelmanager.py",
+        "model._default_manager.using(router.db_for_write(model))", "model._default_manager.all()",
+        "tests/integration/test_databases.py::test_account_is_asked_for_where_it_is_written",
+    ),
+    Mutation(
         "what is on its way is given up", "eventstream/cursors.py",
         'free.update(lease_token="", lease_until=None)', 'rows.update(lease_token="")',
         f"{IN_FLIGHT}::test_event_on_its_way_cannot_be_given_up",

@@ -42,6 +42,15 @@ def test_kicks_come_before_the_events_of_their_batch() -> None:
     ]
 
 
+def test_bus_that_cannot_be_understood_is_a_failure_of_the_target() -> None:
+    target = BusTarget({"hots": "127.0.0.1"})
+
+    with pytest.raises(
+        PublishUnavailableError, match="EVENTSTREAM_REDIS cannot be used"
+    ):
+        target.publish(target.encode(make_row("a", 1)))
+
+
 def test_bus_that_is_away_is_for_now() -> None:
     target = BusTarget({"host": "127.0.0.1", "port": free_port()})
 
