@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
@@ -65,6 +66,13 @@ class OutboxChangeList(ChangeList):
         super().__init__(request, *args, **kwargs)
         if self.paginator.is_capped:
             self.title = f"{self.title} (of the first {COUNT_LIMIT:,})"
+
+    def get_filters(self, request: HttpRequest) -> Any:
+        for values in self.get_filters_params().values():
+            if any("\0" in value for value in values):
+                # PostgreSQL has no such text, and Django asks it all the same.
+                raise IncorrectLookupParameters
+        return super().get_filters(request)
 
 
 class ReadOnlyAdmin(_ModelAdmin[_Model]):

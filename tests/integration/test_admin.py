@@ -368,6 +368,23 @@ def test_a_prefix_of_very_many_channels_finds_all(
     assert len(shown(response)) == 4
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        f"{EVENTS}?type=%00",
+        f"{EVENTS}?state=all&channel=a%00b",
+        f"{CURSORS}?target=%00",
+        f"{LETTERS}?target=%00",
+        f"{JOBS}?name=%00",
+    ],
+)
+def test_filter_by_what_no_text_has_shows_all(admin_client: Client, page: str) -> None:
+    answer = admin_client.get(page, follow=True)
+
+    assert answer.status_code == 200
+    assert answer.redirect_chain == [(f"{page.partition('?')[0]}?e=1", 302)]
+
+
 def test_type_and_kind_are_filters(admin_client: Client, refusing: str) -> None:
     send_event("orders", "message", 1)
     paid = send_event("orders", "paid", 1)
