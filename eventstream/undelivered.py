@@ -34,6 +34,7 @@ _OVERLAP = 1_000
 """An event is found by its age if fewer others of its partition were written while its
 transaction was open."""
 _ARMS_PER_QUERY = 100  # SQLite joins at most 500 SELECTs
+_PLACES_PER_QUERY = 200
 
 
 @dataclass(frozen=True)
@@ -243,11 +244,11 @@ class _Finder:
         while middle := {
             p: (low[p] + high[p] + 1) // 2 for p in low if low[p] < high[p]
         }:
-            wanted = Q()
-            for partition, position in middle.items():
-                wanted |= Q(partition=partition, position=position)
-            rows = Event.objects.using(self._using).filter(wanted, created__gt=limit)
-            young = set(rows.values_list("partition", flat=True))
+            young: set[int] = set()
+            for wanted in _at(middle):
+                rows = Event.objects.using(self._using).filter(wanted)
+                rows = rows.filter(created__gt=limit)
+                young.update(rows.values_list("partition", flat=True))
             for partition, position in middle.items():
                 if partition in young:
                     high[partition] = position - 1
@@ -347,3 +348,16 @@ class _Finder:
         cursor = self._cursors.get((event.partition, target))
         # Without a cursor the target is new: it starts at the head.
         return cursor is not None and cursor.watermark < event.position
+
+
+def _at(positions: dict[int, int]) -> Iterator[Q]:
+    """Yield conditions that together say: at its partition's position.
+
+    Several, as SQLite takes no expression with a thousand ORs.
+    """
+    pairs = sorted(positions.items())
+    for first in range(0, len(pairs), _PLACES_PER_QUERY):
+        where = Q()
+        for partition, position in pairs[first : first + _PLACES_PER_QUERY]:
+            where |= Q(partition=partition, position=position)
+        yield where

@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream.deadletters import give_up
-from eventstream.models import DeadLetter, Event
+from eventstream.models import Cursor, DeadLetter, Event, Partition
 from eventstream.pausing import pause_target
 from eventstream.relay import relay_all, relay_partition
 from eventstream.rows import partition_of
@@ -24,6 +24,7 @@ from eventstream.undelivered import (
     UndeliveredPage,
     find_undelivered,
 )
+from tests.integration.test_relay import ago
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -254,3 +255,25 @@ def test_age_that_nothing_has_reads_a_few_rows(targets: Targets) -> None:
 
     assert page.events == []
     assert len(queries) < 20
+
+
+def test_age_is_found_in_any_number_of_partitions(targets: Targets) -> None:
+    numbers = range(1500)
+    Partition.objects.bulk_create(
+        [Partition(number=n, last_position=1) for n in numbers]
+    )
+    Cursor.objects.bulk_create([Cursor(partition=n, target="a") for n in numbers])
+    Event.objects.bulk_create(
+        [
+            Event(
+                partition=n, position=1, eid=1, channel=f"orders-{n}", type="message",
+                data="1",
+            )
+            for n in numbers
+        ]
+    )  # fmt: skip
+    Event.objects.filter(partition=1400).update(created=Now() - ago(120))
+
+    page = find(older_than=60)
+
+    assert [row.event.channel for row in page.events] == ["orders-1400"]
