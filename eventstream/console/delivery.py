@@ -12,10 +12,14 @@ from contextlib import contextmanager
 from django.db import DatabaseError, connections
 
 from eventstream import conf, jobs, pausing
+from eventstream.console.overview import has_several_outboxes
 from eventstream.console.screen import Screen
+from eventstream.models import PausedTarget
 from eventstream.relay import NO_TARGET, Outcome, Report, pending, relay_partition
 from eventstream.status import Level
 from eventstream.storage import get_storage
+from eventstream.targets import get_targets
+from eventstream.undelivered import WAITING, Search, find_undelivered
 from eventstream.words import describe_count
 
 logger = logging.getLogger(__name__)
@@ -23,24 +27,38 @@ logger = logging.getLogger(__name__)
 PRUNE_SECONDS = 600.0
 
 
-def republish(screen: Screen, *, using: str, targets: Sequence[str]) -> int:
+def republish(
+    screen: Screen, *, databases: Sequence[str], targets: Sequence[str]
+) -> int:
     """Publish whatever waits, due or not; say what became of each target."""
-    pairs = [
-        (partition, name)
+    work = [
+        (using, partition, name)
+        for using in databases
         for partition, name in pending(using)
         if not targets or name in targets
     ]
-    if not pairs:
-        screen.line("Nothing was waiting.")
-        return 0
-    reports: dict[str, list[Report]] = {}
-    with screen.progress("Partitions", len(pairs)) as advance:
-        for partition, name in pairs:
+    reports: dict[tuple[str, str], list[Report]] = {}
+    with screen.progress("Partitions", len(work)) as advance:
+        for using, partition, name in work:
             report = relay_partition(using, partition, name, force=True)
-            reports.setdefault(name, []).append(report)
+            reports.setdefault((using, name), []).append(report)
             advance(1)
-    rows, levels = [], []
-    for name, found in reports.items():
+    levels = _show_reports(screen, reports) if reports else []
+    levels += [
+        level for using in databases for level in _show_paused(screen, using, targets)
+    ]
+    if not levels:
+        screen.line("Nothing was waiting.")
+    return 2 if Level.ERROR in levels else 0
+
+
+def _show_reports(
+    screen: Screen, reports: dict[tuple[str, str], list[Report]]
+) -> list[Level]:
+    columns = ["target", "confirmed", "partitions failed", "busy", "error"]
+    rows: list[list[object]] = []
+    levels = []
+    for (using, name), found in reports.items():
         errors = list(dict.fromkeys(r.error for r in found if r.error))
         is_failed = any(r.outcome in (Outcome.FAILED, Outcome.PAUSED) for r in found)
         rows.append(
@@ -52,13 +70,37 @@ def republish(screen: Screen, *, using: str, targets: Sequence[str]) -> int:
                 "; ".join(errors[:3]) or None,
             ]
         )
+        if has_several_outboxes():
+            rows[-1].insert(0, using)
         levels.append(Level.ERROR if is_failed else Level.OK)
-    screen.table(
-        ["target", "confirmed", "partitions failed", "busy", "error"],
-        rows,
-        levels=levels,
-    )
-    return 2 if Level.ERROR in levels else 0
+    if has_several_outboxes():
+        columns.insert(0, "database")
+    screen.table(columns, rows, levels=levels)
+    return levels
+
+
+def _show_paused(screen: Screen, using: str, targets: Sequence[str]) -> list[Level]:
+    """Say which targets got nothing because they are paused."""
+    where = f" in {using!r}" if has_several_outboxes() else ""
+    levels = []
+    for pause in PausedTarget.objects.using(using).order_by("name"):
+        if pause.name not in (targets or get_targets()):
+            continue
+        search = Search(target=pause.name, state=WAITING)
+        is_behind = bool(find_undelivered(using, search, limit=1).events)
+        if not is_behind and pause.name not in targets:
+            continue
+        level = Level.ERROR if is_behind else Level.WARNING
+        why = f" ({pause.reason})" if pause.reason else ""
+        waits = "events wait" if is_behind else "nothing waits"
+        screen.finding(
+            level,
+            pause.name,
+            f"paused{why}, so nothing was published; {waits} for it{where}.",
+            f"`python manage.py eventstream resume {pause.name}`.",
+        )
+        levels.append(level)
+    return levels
 
 
 def run_relay(screen: Screen, *, interval: float, once: bool) -> int:

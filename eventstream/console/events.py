@@ -12,7 +12,7 @@ from django.core.management.base import CommandError
 
 from eventstream import conf
 from eventstream.api import EventState, send_event
-from eventstream.console.overview import format_instant
+from eventstream.console.overview import format_instant, has_several_outboxes
 from eventstream.console.screen import Screen
 from eventstream.exceptions import InvalidEventError
 from eventstream.models import Event, EventKind
@@ -131,7 +131,7 @@ def tail(
 def show_undelivered(
     screen: Screen,
     *,
-    using: str,
+    databases: Sequence[str],
     targets: Sequence[str],
     limit: int,
     is_dead: bool,
@@ -140,11 +140,16 @@ def show_undelivered(
     """Write which events have not reached which target, why, and since when."""
     state = DEAD if is_dead else WAITING
     rows: list[dict[str, Any]] = []
-    # Without any target, events wait for their ids only.
-    for name in targets or list(get_targets()) or [""]:
-        search = Search(target=name, state=state)
-        found = find_undelivered(using, search, limit=limit)
-        rows += [_row(item, lack) for item in found.events for lack in item.lacks]
+    for using in databases:
+        # Without any target, events wait for their ids only.
+        for name in targets or list(get_targets()) or [""]:
+            search = Search(target=name, state=state)
+            found = find_undelivered(using, search, limit=limit)
+            rows += [
+                {"database": using, **_row(item, lack)}
+                for item in found.events
+                for lack in item.lacks
+            ]
     if as_json:
         screen.line(json.dumps(rows))
     elif not rows:
@@ -160,6 +165,8 @@ def show_undelivered(
             "attempts",
             "why",
         ]
+        if has_several_outboxes():
+            columns.insert(0, "database")
         screen.table(columns, [[row[name] for name in columns] for row in rows])
         if len(rows) >= limit:
             screen.line(f"The first {limit} of each target; more with --limit.")
@@ -189,14 +196,16 @@ def _why(event: Event, lack: Lack) -> str:
     return lack.error or "no relay has tried yet"
 
 
-def choose_alias(using: str | None) -> str:
-    """Return the alias of an outbox; by default the first."""
-    databases = conf.get_options().databases
-    if using is not None and using not in databases:
+def choose_databases(using: str | None) -> list[str]:
+    """Return the alias of an outbox; by default those of all."""
+    databases = list(conf.get_options().databases)
+    if using is None:
+        return databases
+    if using not in databases:
         raise CommandError(
-            f"{using!r} has no outbox; EVENTSTREAM_DATABASES is {list(databases)!r}."
+            f"{using!r} has no outbox; EVENTSTREAM_DATABASES is {databases!r}."
         )
-    return using or databases[0]
+    return [using]
 
 
 def choose_targets(wanted: Collection[str]) -> list[str]:

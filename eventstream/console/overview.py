@@ -35,7 +35,7 @@ def show_status(
 
 def write_status(screen: Screen, status: Status) -> None:
     """Write one outbox's state: what is wrong first, then the parts."""
-    name = "" if len(conf.get_options().databases) == 1 else f" of {status.using!r}"
+    name = f" of {status.using!r}" if has_several_outboxes() else ""
     at = status.checked_at.strftime("%Y-%m-%d %H:%M:%S")
     screen.line(f"eventstream{name} at {at}: {LEVEL_WORDS[status.level]}", status.level)
     if not status.findings:
@@ -119,6 +119,11 @@ def _seconds(seconds: float | None) -> str | None:
 
 def _ago(seconds: float | None) -> str:
     return "never" if seconds is None else f"{describe_seconds(seconds)} ago"
+
+
+def has_several_outboxes() -> bool:
+    """Say whether an outbox is to be named."""
+    return len(conf.get_options().databases) > 1
 
 
 def format_instant(at: datetime.datetime | None) -> str | None:

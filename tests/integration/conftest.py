@@ -34,6 +34,7 @@ def targets(
         "api", "cursors", "deadletters", "jobs", "pausing", "relay", "retrying",
         "status.survey", "undelivered",
         "admin.channels", "admin.deliveries", "admin.events", "admin.undelivered",
+        "console.bench", "console.delivery", "console.doctor", "console.events",
     ):  # fmt: skip
         monkeypatch.setattr(f"eventstream.{module}.get_targets", lambda: found)
     return found

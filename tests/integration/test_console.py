@@ -27,17 +27,12 @@ from eventstream.storage import get_storage
 from tests.integration.test_relay import ago
 from tests.support.targets import RecordingTarget
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("targets"),
+]
 
 Targets = dict[str, RecordingTarget]
-
-
-@pytest.fixture(autouse=True)
-def console_targets(monkeypatch: pytest.MonkeyPatch, targets: Targets) -> Targets:
-    for module in ("events", "bench", "doctor"):
-        path = f"eventstream.console.{module}.get_targets"
-        monkeypatch.setattr(path, lambda: targets)
-    return targets
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -247,6 +242,33 @@ def test_republish_says_why_it_failed(targets: Targets) -> None:
     assert targets["b"].ids("orders") == [1]
 
 
+def test_republish_says_that_a_target_is_paused_and_that_events_wait(
+    targets: Targets,
+) -> None:
+    run("pause", "a", "--reason", "new certificate")
+    send(1)
+
+    lines = run("republish", code=2).splitlines()
+
+    assert lines[1].split()[:2] == ["b", "1"]
+    assert lines[2] == (
+        "ERROR: a: paused (new certificate), so nothing was published; events wait for it."
+    )
+    assert "eventstream resume a" in lines[3]
+    assert targets["a"].received == []
+    assert run("republish", "--target", "a", code=2).splitlines() == lines[2:]
+    assert run("republish", "--target", "b") == "Nothing was waiting.\n"
+
+
+def test_republish_to_a_paused_target_that_lacks_nothing_is_a_warning() -> None:
+    run("pause", "a")
+
+    printed = run("republish", "--target", "a")
+
+    assert printed.startswith("WARNING: a: paused, so nothing was published; nothing")
+    assert run("republish") == "Nothing was waiting.\n"
+
+
 def test_relay_once_is_one_sweep(targets: Targets) -> None:
     send(2)
 
@@ -277,7 +299,6 @@ def test_relay_goes_on_and_prunes_until_it_is_stopped(
     assert Job.objects.get(name="prune").finished_at is not None
 
 
-@pytest.mark.usefixtures("targets")
 def test_relay_leaves_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]

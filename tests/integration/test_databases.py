@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from eventstream.relay import relay_all
 from eventstream.storage import alias_of
 from eventstream.tokens import make_subscribe_token, read_subscribe_token
 from eventstream_tasks.tasks import prune, republish
+from tests.integration.test_console import run
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -134,3 +136,45 @@ def test_stream_is_in_no_transaction_of_any_database(
     response = client.get("/events/?channel=orders", headers=headers)
 
     assert b"event: message" in response.content
+
+
+def test_commands_see_every_outbox_unless_one_is_named(
+    targets: dict[str, RecordingTarget],
+) -> None:
+    targets["a"].is_down = True
+    send_event("rooms", "message", 1)
+    send_event("orders", "message", 2, using="other")
+    for using in ("default", "other"):
+        relay_all(using)
+
+    both = run("undelivered", code=1).splitlines()
+    (one,) = json.loads(run("undelivered", "--using", "other", "--json", code=1))
+
+    assert [line.split()[0] for line in both] == ["database", "default", "other"]
+    assert (one["database"], one["channel"]) == ("other", "orders")
+
+    targets["a"].is_down = False
+    hint = next(
+        line for line in run("status", code=2).splitlines() if "republish" in line
+    )
+    command = hint.partition("manage.py eventstream ")[2].partition("`")[0]
+    rows = run(*command.split()).splitlines()[1:]
+
+    assert [row.split()[:3] for row in rows] == [
+        ["default", "a", "1"],
+        ["other", "a", "1"],
+    ]
+    assert (targets["a"].ids("rooms"), targets["a"].ids("orders")) == ([1], [1])
+    assert run("undelivered") == "Nothing is undelivered.\n"
+
+
+def test_pause_is_told_of_the_outbox_where_events_wait(
+    targets: dict[str, RecordingTarget],
+) -> None:
+    run("pause", "a")
+    send_event("orders", "message", 2, using="other")
+
+    printed = run("republish", "--target", "a", code=2)
+
+    assert "nothing waits for it in 'default'." in printed
+    assert "events wait for it in 'other'." in printed

@@ -88,7 +88,7 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
             "--text", action="store_true", help="Send the data as it is, not as JSON."
         )
         sub.add_argument("--wait", type=float, default=10, metavar="SECONDS")
-        sub.add_argument("--using", help="Database alias.")
+        sub.add_argument("--using", help="Database alias; by default the first.")
 
         sub = add(
             "tail",
@@ -113,7 +113,7 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
         sub.add_argument("--limit", type=int, default=50, help="Most of a target.")
         sub.add_argument("--dead", action="store_true", help="The dead letters.")
         sub.add_argument("--json", action="store_true", help="One line of JSON.")
-        sub.add_argument("--using", help="Database alias.")
+        sub.add_argument("--using", help="Database alias; by default all.")
 
         sub = add(
             "republish",
@@ -121,7 +121,7 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
             "republish\nrepublish --target pushpin:5561",
         )
         _add_targets(sub)
-        sub.add_argument("--using", help="Database alias.")
+        sub.add_argument("--using", help="Database alias; by default all.")
 
         sub = add(
             "relay",
@@ -234,7 +234,7 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
             metavar="DIRECTORY",
             help="Only say what to change in the project's files; default: where it runs.",
         )
-        sub.add_argument("--using", help="Database alias.")
+        sub.add_argument("--using", help="Database alias; by default the first.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["subcommand"]
@@ -286,7 +286,7 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
     def do_undelivered(self, options: dict[str, Any]) -> int:
         return events.show_undelivered(
             self._screen(options),
-            using=events.choose_alias(options["using"]),
+            databases=events.choose_databases(options["using"]),
             targets=events.choose_targets(options["target"]),
             limit=options["limit"],
             is_dead=options["dead"],
@@ -296,7 +296,7 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
     def do_republish(self, options: dict[str, Any]) -> int:
         return delivery.republish(
             self._screen(options),
-            using=events.choose_alias(options["using"]),
+            databases=events.choose_databases(options["using"]),
             targets=events.choose_targets(options["target"]),
         )
 
@@ -335,7 +335,8 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
         screen = self._screen(options)
         if options["check"] is not None:
             return adoption.check(screen, options["check"] or ["."])
-        return adoption.take_over(screen, using=events.choose_alias(options["using"]))
+        using, *_ = events.choose_databases(options["using"])
+        return adoption.take_over(screen, using=using)
 
     def do_bench_proxy(self, options: dict[str, Any]) -> int:
         screen = self._screen(options)
