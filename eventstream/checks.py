@@ -5,10 +5,10 @@
 | eventstream.E001  | error   | a setting has a value that it cannot have         |
 | eventstream.E002  | error   | an unknown EVENTSTREAM_… setting                  |
 | eventstream.E003  | error   | GRIP is configured, and GripMiddleware is missing |
-| eventstream.E004  | error   | a database alias that is not in DATABASES         |
 | eventstream.E005  | error   | a database that cannot number events              |
 | eventstream.E020  | error   | a GRIP proxy with a verify_key and no key         |
 | eventstream.E021  | error   | both GRIP_URL and GRIP_PROXIES                    |
+| eventstream.E022  | error   | a GRIP_… setting has a value that it cannot have  |
 | eventstream.W001  | warning | neither a bus nor a GRIP proxy                    |
 | eventstream.W002  | warning | WSGI only, and no GRIP proxy                      |
 | eventstream.W003  | warning | SQLite in a transaction mode other than IMMEDIATE |
@@ -47,23 +47,21 @@ def check_settings(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[CheckMessage]:
     """Check every EVENTSTREAM_… setting against its table."""
-    found: list[CheckMessage] = []
-    known = {f"EVENTSTREAM_{setting.name}" for setting in conf.SETTINGS}
-    for setting in conf.SETTINGS:
-        problem = setting.check(setting.value())
-        if problem is not None:
-            text = f"EVENTSTREAM_{setting.name} {problem}."
-            found.append(Error(text, hint=setting.help, id="eventstream.E001"))
-    for name in dir(settings):
-        if not name.startswith("EVENTSTREAM_") or name in known:
-            continue
-        if name.startswith("EVENTSTREAM_TASKS_"):
-            continue
-        hint = "The settings are: " + ", ".join(sorted(known)) + "."
-        text = f"{name} is not a setting of eventstream."
-        found.append(Error(text, hint=hint, id="eventstream.E002"))
+    found = [
+        *check_values(conf.SETTINGS, "eventstream.E001"),
+        *check_names(conf.SETTINGS, "eventstream.E002", but="EVENTSTREAM_TASKS_"),
+    ]
     if found:
         return found
+    try:
+        conf.grip_proxies()
+        conf.grip_prefix()
+    except ImproperlyConfigured as error:
+        hint = (
+            "GRIP_URL = 'http://…?key=…' is for one proxy; for several GRIP_PROXIES = "
+            "[gripcontrol.parse_grip_uri(url), …]."
+        )
+        return [Error(str(error), hint=hint, id="eventstream.E022")]
     found += _check_databases()
     found += _check_grip()
     found += _check_holding()
@@ -74,6 +72,34 @@ def check_settings(
         text = "EVENTSTREAM_BATCH_BYTES is less than twice EVENTSTREAM_MAX_EVENT_BYTES."
         found.append(Warning(text, hint=hint, id="eventstream.W004"))
     return found
+
+
+def check_values(table: Iterable[conf.Setting], code: str) -> Iterable[CheckMessage]:
+    """Check each setting of a table, and say what it is where it cannot be that."""
+    for setting in table:
+        problem = setting.check(setting.value())
+        if problem is not None:
+            text = f"EVENTSTREAM_{setting.name} {problem}."
+            yield Error(text, hint=setting.help, id=code)
+
+
+def check_names(
+    table: Iterable[conf.Setting],
+    code: str,
+    *,
+    prefix: str = "EVENTSTREAM_",
+    but: str = "",
+) -> Iterable[CheckMessage]:
+    """Check that a table has every setting with a prefix, but for those of another's."""
+    known = {f"EVENTSTREAM_{setting.name}" for setting in table}
+    for name in dir(settings):
+        if not name.startswith(prefix) or name in known:
+            continue
+        if but and name.startswith(but):
+            continue
+        hint = "The settings are: " + ", ".join(sorted(known)) + "."
+        text = f"{name} is not a setting of eventstream."
+        yield Error(text, hint=hint, id=code)
 
 
 def _check_cors() -> Iterable[CheckMessage]:
@@ -88,10 +114,6 @@ def _check_cors() -> Iterable[CheckMessage]:
 
 def _check_databases() -> Iterable[CheckMessage]:
     for alias in conf.get_options().databases:
-        if alias not in connections.settings:
-            text = f"EVENTSTREAM_DATABASES names {alias!r}, which is not in DATABASES."
-            yield Error(text, hint="Correct the alias.", id="eventstream.E004")
-            continue
         connection = connections[alias]
         if connection.vendor not in SUPPORTED_VENDORS:
             text = f"Database {alias!r} is {connection.vendor}."

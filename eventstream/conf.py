@@ -8,15 +8,17 @@ raises ImproperlyConfigured at first use.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
+
+from eventstream import values
 
 MAX_CHANNEL_LENGTH = 255
 MAX_EVENT_TYPE_LENGTH = 255
@@ -46,91 +48,6 @@ class Setting:
         return getattr(settings, f"EVENTSTREAM_{self.name}", default)
 
 
-def _integer(low: int, high: int) -> Callable[[object], str | None]:
-    def check(value: object) -> str | None:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return None if low <= value <= high else f"must be {low:,} to {high:,}"
-        return "must be a whole number"
-
-    return check
-
-
-def _optional(inner: Callable[[object], str | None]) -> Callable[[object], str | None]:
-    return lambda value: None if value is None else inner(value)
-
-
-def _seconds(low: float, high: float) -> Callable[[object], str | None]:
-    def check(value: object) -> str | None:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            within = low <= value <= high
-            return None if within else f"must be {low:,} to {high:,} seconds"
-        return "must be a number of seconds"
-
-    return check
-
-
-def _boolean(value: object) -> str | None:
-    return None if isinstance(value, bool) else "must be True or False"
-
-
-def _text(value: object) -> str | None:
-    return None if isinstance(value, str) else "must be a string"
-
-
-def _texts(value: object) -> str | None:
-    if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-        return None
-    return "must be a list of strings"
-
-
-def _origins(value: object) -> str | None:
-    values = [value] if isinstance(value, str) else value
-    if _texts(values) is not None:
-        return "must be a list of origins such as 'https://example.com'"
-    for origin in cast("Sequence[str]", values):
-        _, separator, host = origin.partition("://")
-        if origin and origin != "*" and (not separator or not host or "/" in host):
-            return f"{origin!r} is not an origin such as 'https://example.com'"
-    return None
-
-
-def _cache_alias(value: object) -> str | None:
-    if isinstance(value, str) and value in settings.CACHES:
-        return None
-    return f"must be an alias in CACHES: {', '.join(sorted(settings.CACHES))}"
-
-
-def _redis(value: object) -> str | None:
-    if isinstance(value, str):
-        schemes = ("redis://", "rediss://", "unix://")
-        if not value or value.startswith(schemes):  # "" from an unset variable: none
-            return None
-        return "must be a redis:// URL, or a dict of redis-py's arguments"
-    if value is None or isinstance(value, Mapping):
-        return None
-    return "must be a redis:// URL, or a dict of redis-py's arguments"
-
-
-def _addresses(value: object) -> str | None:
-    problem = "must be a dict of control URIs and http:// addresses"
-    if not isinstance(value, Mapping):
-        return problem
-    for uri, address in value.items():
-        if not isinstance(uri, str) or not str(address).startswith("http"):
-            return problem
-    return None
-
-
-def _path(value: object) -> str | None:
-    if not isinstance(value, str) or "." not in value:
-        return "must be the dotted path of a class"
-    try:
-        import_string(value)
-    except ImportError as error:
-        return f"cannot be imported: {error}"
-    return None
-
-
 def _dispatcher() -> str:
     if apps.is_installed("eventstream_tasks"):
         return "eventstream_tasks.dispatch.CeleryDispatcher"
@@ -138,49 +55,49 @@ def _dispatcher() -> str:
 
 
 SETTINGS = [
-    Setting("STORAGE_CLASS", DEFAULT_STORAGE, "Dotted path of the class that keeps the log; None keeps none, and every channel is best-effort.", _optional(_path)),
-    Setting("CHANNELMANAGER_CLASS", DEFAULT_CHANNELMANAGER, "Dotted path of the class that says which channels a request asks for, may read, and are reliable.", _path),
-    Setting("AUTHORIZER_CLASS", None, "Dotted path of an authorizer of release 1.1: a class with can_read_channel(user, channel). Used where no channel manager is set.", _optional(_path)),
-    Setting("DISPATCHER", _dispatcher, "Dotted path of the class that wakes the relay on commit. Celery's where eventstream_tasks is installed, else inline.", _path),
-    Setting("DATABASES", ["default"], "Database aliases that have an outbox.", _texts),
-    Setting("REDIS", None, "URL, or dict of redis-py's arguments, of the Redis or Valkey that is the bus between the relay and the web processes that hold streams themselves. With Sentinel the dict has sentinels, a list of (host, port), and service_name.", _redis),
-    Setting("REDIS_PREFIX", "eventstream:", "Prefix of the names used there, so that several projects can share one server.", _text),
-    Setting("PARTITIONS", 16, "Number of partitions. More spread work over more workers; each costs a row and a wake-up.", _integer(1, 4096)),
-    Setting("RETENTION", 24 * 3600, "Seconds for which events are kept. A client away for longer gets a stream-reset.", _seconds(60, 10 * 365 * 86400)),
-    Setting("MAX_EVENT_BYTES", 262_144, "Largest data of an event, in bytes of UTF-8. A proxy refuses whole POSTs over 1,000,000.", _integer(1, 900_000)),
-    Setting("CHANNEL_LIMIT", 10, "Most channels of one stream. Pushpin takes connection_subscription_max, 20, less one.", _integer(1, 1000)),
-    Setting("PAGE_SIZE", 10_000, "Most events in one answer to a proxy. Streams that the web process holds are written a thousand at a time at most.", _integer(1, 10_000)),
-    Setting("PAGE_BYTES", 1_000_000, "Most bytes of data in one answer to a proxy.", _integer(10_000, 50_000_000)),
-    Setting("QUEUE_LENGTH", 1000, "Events of a channel kept in memory for live readers; one further behind reads the log.", _integer(1, 100_000)),
-    Setting("QUEUE_BYTES", 4_000_000, "Bytes of a channel kept in memory for live readers.", _integer(10_000, 1_000_000_000)),
-    Setting("KEEP_ALIVE", 20, "Seconds of silence after which a stream gets a keep-alive.", _integer(1, 600)),
-    Setting("PADDING", 2048, "Bytes of comment that open a stream.", _integer(0, 65_536)),
-    Setting("RETRY", 2000, "Milliseconds that a client waits before it reconnects; None leaves it to the client.", _optional(_integer(0, 600_000))),
-    Setting("NEXT_LINK_TIMEOUT", 60, "Seconds of silence after which a proxy asks whether there is anything new.", _integer(1, 3600)),
-    Setting("LINK_LIFETIME", 24 * 3600, "Seconds for which a next link is good; then the client reconnects.", _integer(120, 30 * 86400)),
-    Setting("POLL_INTERVAL", 10.0, "Seconds between two looks of a web process at the log, in case the bus is silent.", _seconds(0.1, 300)),
-    Setting("POLL_INTERVAL_WITHOUT_BUS", 0.5, "The same where there is no bus.", _seconds(0.05, 300)),
-    Setting("PERMISSION_INTERVAL", 60.0, "Seconds after which a direct stream's permissions are asked again.", _seconds(0.1, 86400)),
-    Setting("READER_THREADS", 3, "Threads, hence database connections, with which a web process reads the log for all its streams.", _integer(1, 64)),
-    Setting("DRAIN_SECONDS", 2.0, "Seconds over which a web process that gets SIGTERM ends its streams. Less than the server's limit, uvicorn's --timeout-graceful-shutdown: what is open then is cut at once.", _seconds(0, 3600)),
-    Setting("BATCH_SIZE", 10_000, "Most events numbered in one transaction, and in one POST.", _integer(1, 10_000)),
-    Setting("BATCH_BYTES", 900_000, "Most bytes of one POST. Pushpin refuses bodies over 1,000,000.", _integer(10_000, 50_000_000)),
-    Setting("LEASE_SECONDS", 15.0, "Seconds for which a relay has a (partition, target) to itself without renewing.", _seconds(1, 600)),
-    Setting("CONNECT_TIMEOUT", 2.0, "Seconds to connect to a target.", _seconds(0.05, 60)),
-    Setting("PUBLISH_TIMEOUT", 5.0, "Seconds for a target to answer a POST.", _seconds(0.1, 120)),
-    Setting("BACKLOG_AFTER", 30.0, "Seconds of failing after which a target that is back gets only the newest event of each channel. Less than the proxy's id_cache_ttl.", _seconds(0, 86400)),
-    Setting("PROXY_METRICS", {}, "Prometheus page of each GRIP proxy by its control URI, {'http://127.0.0.1:5561': 'http://127.0.0.1:7998/metrics'}: tells how many readers it has.", _addresses),
-    Setting("UNNUMBERED_AFTER", 1.0, "Seconds after which a reader that finds committed events without a number numbers them itself.", _seconds(0, 60)),
-    Setting("STREAMS_PER_USER", 500, "Most streams that a user may have open at the same time, where web processes hold them; None for no limit.", _optional(_integer(1, 1_000_000))),
-    Setting("STREAMS_PER_ADDRESS", None, "The same for an address. A whole company or mobile network may share one.", _optional(_integer(1, 1_000_000))),
-    Setting("OPENS_PER_USER", 1000, "Most streams that a user may open within a minute, reconnections included; None for no limit.", _optional(_integer(1, 1_000_000))),
-    Setting("OPENS_PER_ADDRESS", None, "The same for an address.", _optional(_integer(1, 1_000_000))),
-    Setting("TRUSTED_PROXIES", 0, "Number of proxies in front that each append to X-Forwarded-For the address that called them. 0: the header is not believed.", _integer(0, 16)),
-    Setting("LIMITS_CACHE", "default", "Alias in CACHES of the cache that counts for these limits. One that is not shared counts in each process.", _cache_alias),
-    Setting("ALLOW_ORIGINS", [], "Origins that may read the stream (CORS), or '*'.", _origins),
-    Setting("ALLOW_ORIGIN", "", "The same under the name of older releases.", _origins),
-    Setting("ALLOW_CREDENTIALS", False, "Whether the origins named there may send cookies. Never those that only '*' lets in.", _boolean),
-    Setting("ALLOW_HEADERS", "", "Value of Access-Control-Allow-Headers; by default Authorization, Cache-Control and Last-Event-ID.", _text),
+    Setting("STORAGE_CLASS", DEFAULT_STORAGE, "Dotted path of the class that keeps the log; None keeps none, and every channel is best-effort.", values.optional(values.class_path)),
+    Setting("CHANNELMANAGER_CLASS", DEFAULT_CHANNELMANAGER, "Dotted path of the class that says which channels a request asks for, may read, and are reliable.", values.class_path),
+    Setting("AUTHORIZER_CLASS", None, "Dotted path of an authorizer of release 1.1: a class with can_read_channel(user, channel). Used where no channel manager is set.", values.optional(values.class_path)),
+    Setting("DISPATCHER", _dispatcher, "Dotted path of the class that wakes the relay on commit. Celery's where eventstream_tasks is installed, else inline.", values.class_path),
+    Setting("DATABASES", ["default"], "Database aliases that have an outbox.", values.databases),
+    Setting("REDIS", None, "URL, or dict of redis-py's arguments, of the Redis or Valkey that is the bus between the relay and the web processes that hold streams themselves. With Sentinel the dict has sentinels, a list of (host, port), and service_name.", values.redis_server),
+    Setting("REDIS_PREFIX", "eventstream:", "Prefix of the names used there, so that several projects can share one server.", values.text),
+    Setting("PARTITIONS", 16, "Number of partitions. More spread work over more workers; each costs a row and a wake-up.", values.integer(1, 4096)),
+    Setting("RETENTION", 24 * 3600, "Seconds for which events are kept. A client away for longer gets a stream-reset.", values.seconds(60, 10 * 365 * 86400)),
+    Setting("MAX_EVENT_BYTES", 262_144, "Largest data of an event, in bytes of UTF-8. A proxy refuses whole POSTs over 1,000,000.", values.integer(1, 900_000)),
+    Setting("CHANNEL_LIMIT", 10, "Most channels of one stream. Pushpin takes connection_subscription_max, 20, less one.", values.integer(1, 1000)),
+    Setting("PAGE_SIZE", 10_000, "Most events in one answer to a proxy. Streams that the web process holds are written a thousand at a time at most.", values.integer(1, 10_000)),
+    Setting("PAGE_BYTES", 1_000_000, "Most bytes of data in one answer to a proxy.", values.integer(10_000, 50_000_000)),
+    Setting("QUEUE_LENGTH", 1000, "Events of a channel kept in memory for live readers; one further behind reads the log.", values.integer(1, 100_000)),
+    Setting("QUEUE_BYTES", 4_000_000, "Bytes of a channel kept in memory for live readers.", values.integer(10_000, 1_000_000_000)),
+    Setting("KEEP_ALIVE", 20, "Seconds of silence after which a stream gets a keep-alive.", values.integer(1, 600)),
+    Setting("PADDING", 2048, "Bytes of comment that open a stream.", values.integer(0, 65_536)),
+    Setting("RETRY", 2000, "Milliseconds that a client waits before it reconnects; None leaves it to the client.", values.optional(values.integer(0, 600_000))),
+    Setting("NEXT_LINK_TIMEOUT", 60, "Seconds of silence after which a proxy asks whether there is anything new.", values.integer(1, 3600)),
+    Setting("LINK_LIFETIME", 24 * 3600, "Seconds for which a next link is good; then the client reconnects.", values.integer(120, 30 * 86400)),
+    Setting("POLL_INTERVAL", 10.0, "Seconds between two looks of a web process at the log, in case the bus is silent.", values.seconds(0.1, 300)),
+    Setting("POLL_INTERVAL_WITHOUT_BUS", 0.5, "The same where there is no bus.", values.seconds(0.05, 300)),
+    Setting("PERMISSION_INTERVAL", 60.0, "Seconds after which a direct stream's permissions are asked again.", values.seconds(0.1, 86400)),
+    Setting("READER_THREADS", 3, "Threads, hence database connections, with which a web process reads the log for all its streams.", values.integer(1, 64)),
+    Setting("DRAIN_SECONDS", 2.0, "Seconds over which a web process that gets SIGTERM ends its streams. Less than the server's limit, uvicorn's --timeout-graceful-shutdown: what is open then is cut at once.", values.seconds(0, 3600)),
+    Setting("BATCH_SIZE", 10_000, "Most events numbered in one transaction, and in one POST.", values.integer(1, 10_000)),
+    Setting("BATCH_BYTES", 900_000, "Most bytes of one POST. Pushpin refuses bodies over 1,000,000.", values.integer(10_000, 50_000_000)),
+    Setting("LEASE_SECONDS", 15.0, "Seconds for which a relay has a (partition, target) to itself without renewing.", values.seconds(1, 600)),
+    Setting("CONNECT_TIMEOUT", 2.0, "Seconds to connect to a target.", values.seconds(0.05, 60)),
+    Setting("PUBLISH_TIMEOUT", 5.0, "Seconds for a target to answer a POST.", values.seconds(0.1, 120)),
+    Setting("BACKLOG_AFTER", 30.0, "Seconds of failing after which a target that is back gets only the newest event of each channel. Less than the proxy's id_cache_ttl.", values.seconds(0, 86400)),
+    Setting("PROXY_METRICS", {}, "Prometheus page of each GRIP proxy by its control URI, {'http://127.0.0.1:5561': 'http://127.0.0.1:7998/metrics'}: tells how many readers it has.", values.addresses),
+    Setting("UNNUMBERED_AFTER", 1.0, "Seconds after which a reader that finds committed events without a number numbers them itself.", values.seconds(0, 60)),
+    Setting("STREAMS_PER_USER", 500, "Most streams that a user may have open at the same time, where web processes hold them; None for no limit.", values.optional(values.integer(1, 1_000_000))),
+    Setting("STREAMS_PER_ADDRESS", None, "The same for an address. A whole company or mobile network may share one.", values.optional(values.integer(1, 1_000_000))),
+    Setting("OPENS_PER_USER", 1000, "Most streams that a user may open within a minute, reconnections included; None for no limit.", values.optional(values.integer(1, 1_000_000))),
+    Setting("OPENS_PER_ADDRESS", None, "The same for an address.", values.optional(values.integer(1, 1_000_000))),
+    Setting("TRUSTED_PROXIES", 0, "Number of proxies in front that each append to X-Forwarded-For the address that called them. 0: the header is not believed.", values.integer(0, 16)),
+    Setting("LIMITS_CACHE", "default", "Alias in CACHES of the cache that counts for these limits. One that is not shared counts in each process.", values.cache_alias),
+    Setting("ALLOW_ORIGINS", [], "Origins that may read the stream (CORS), or '*'.", values.origins),
+    Setting("ALLOW_ORIGIN", "", "The same under the name of older releases.", values.origins),
+    Setting("ALLOW_CREDENTIALS", False, "Whether the origins named there may send cookies. Never those that only '*' lets in.", values.boolean),
+    Setting("ALLOW_HEADERS", "", "Value of Access-Control-Allow-Headers; by default Authorization, Cache-Control and Last-Event-ID.", values.text),
 ]  # fmt: skip
 
 
@@ -240,14 +157,23 @@ def get_options() -> Options:
     Raises:
         ImproperlyConfigured: A setting has a value that it cannot have.
     """
-    values = {}
-    for setting in SETTINGS:
+    return Options(**read(SETTINGS))
+
+
+def read(table: Iterable[Setting]) -> dict[str, Any]:
+    """Return what the project has set, by name in lower case.
+
+    Raises:
+        ImproperlyConfigured: A setting has a value that it cannot have.
+    """
+    found = {}
+    for setting in table:
         value = setting.value()
         problem = setting.check(value)
         if problem is not None:
             raise ImproperlyConfigured(f"EVENTSTREAM_{setting.name} {problem}.")
-        values[setting.name.lower()] = value
-    return Options(**values)
+        found[setting.name.lower()] = value
+    return found
 
 
 @cache
@@ -278,21 +204,38 @@ def grip_proxies() -> list[dict[str, Any]]:
 
     Built from the settings on each call and into a list of its own: django-grip appends
     to `settings.GRIP_PROXIES` itself.
+
+    Raises:
+        ImproperlyConfigured: GRIP_URL or GRIP_PROXIES has a value that it cannot have.
     """
     from gripcontrol import parse_grip_uri  # noqa: PLC0415  imports requests: slow
 
-    proxies = list(getattr(settings, "GRIP_PROXIES", None) or [])
+    listed = getattr(settings, "GRIP_PROXIES", None) or []
     url = getattr(settings, "GRIP_URL", None)
+    for name, problem in (
+        ("GRIP_PROXIES", values.grip_proxies(listed)),
+        ("GRIP_URL", values.http_url(url) if url else None),
+    ):
+        if problem is not None:
+            raise ImproperlyConfigured(f"{name} {problem}.")
+    proxies = list(listed)
     if url:
         proxies.append(parse_grip_uri(url))
-    unique = {proxy.get("control_uri"): proxy for proxy in proxies}
-    return [proxy for uri, proxy in unique.items() if uri]
+    return list({proxy["control_uri"]: proxy for proxy in proxies}.values())
 
 
 @cache
 def grip_prefix() -> str:
-    """Return GRIP_PREFIX, which several sites on one proxy use to stay apart."""
-    return getattr(settings, "GRIP_PREFIX", "")
+    """Return GRIP_PREFIX, which several sites on one proxy use to stay apart.
+
+    Raises:
+        ImproperlyConfigured: It is no string.
+    """
+    prefix: str = getattr(settings, "GRIP_PREFIX", "")
+    problem = values.text(prefix)
+    if problem is not None:
+        raise ImproperlyConfigured(f"GRIP_PREFIX {problem}.")
+    return prefix
 
 
 def _forget(*, setting: str, **_: object) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from celery import current_app
 from django.apps import AppConfig
 from django.core.checks import CheckMessage, Warning, register  # noqa: A004
+from django.core.exceptions import ImproperlyConfigured
 
 from eventstream.dispatch import get_dispatcher
 from eventstream_tasks.dispatch import CeleryDispatcher
@@ -23,7 +24,11 @@ def check_celery_app(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[CheckMessage]:
     """Check that wake-ups go to the project's broker, not to Celery's default."""
-    if not isinstance(get_dispatcher(), CeleryDispatcher):
+    try:
+        dispatcher = get_dispatcher()
+    except ImproperlyConfigured:
+        return []  # eventstream's check_settings says what is wrong
+    if not isinstance(dispatcher, CeleryDispatcher):
         return []
     if (
         current_app.main != "default"

@@ -11,6 +11,7 @@ from typing import Any
 
 import redis
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse
@@ -47,7 +48,18 @@ def examine(screen: Screen, *, url: str | None, is_sending: bool) -> int:
 
 
 def _findings(url: str | None, is_sending: bool) -> Iterator[Finding]:
-    yield from _check_settings()
+    found = list(_check_settings())
+    yield from found
+    try:
+        yield from _check_parts(url, is_sending)
+    except ImproperlyConfigured as error:
+        # Nothing that follows could ask. What is said already is not said again.
+        if all(finding.level is not Level.ERROR for finding in found):
+            hint = "`python manage.py check` says more."
+            yield Finding(Level.ERROR, "settings", str(error), hint)
+
+
+def _check_parts(url: str | None, is_sending: bool) -> Iterator[Finding]:
     databases = conf.get_options().databases
     for using in databases:
         found = list(_check_database(using))

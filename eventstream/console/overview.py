@@ -13,7 +13,8 @@ from eventstream.status import Level, Status, TargetStatus, get_all
 from eventstream.words import describe_count, describe_seconds
 
 EXIT_CODES = {Level.OK: 0, Level.WARNING: 1, Level.ERROR: 2}
-"""As monitoring plugins have it; 3, unknown, is a database that does not answer."""
+"""As monitoring plugins have it; 3, unknown, is a database that does not answer, or a setting
+that cannot be."""
 
 
 def show_status(

@@ -24,6 +24,7 @@ from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, Paused
 from eventstream.relay import relay_all
 from eventstream.rows import partition_of
 from eventstream.storage import get_storage
+from eventstream.targets import get_targets
 from tests.integration.test_relay import ago
 from tests.support.targets import RecordingTarget
 
@@ -409,3 +410,31 @@ def test_doctor_finds_keys_that_do_not_match(settings: Settings) -> None:
     assert "ERROR: Grip-Sig of http://127.0.0.1:1/: what is signed" in printed
     settings.GRIP_PROXIES = [{"control_uri": "http://127.0.0.1:1/", "key": key}]
     assert "OK: Grip-Sig of http://127.0.0.1:1/" in run("doctor", code=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EVENTSTREAM_DATABASES", []),
+        ("EVENTSTREAM_DATABASES", ["nope"]),
+        ("EVENTSTREAM_REDIS", "redis://localhost:abc/0"),
+        ("EVENTSTREAM_DISPATCHER", "eventstream.conf.SETTINGS"),
+        ("GRIP_PROXIES", [{"control_url": "http://127.0.0.1:5561"}]),
+    ],
+)
+def test_setting_that_cannot_be_is_told_by_commands(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    for module in ("eventstream.console.events", "eventstream.console.doctor"):
+        monkeypatch.setattr(f"{module}.get_targets", get_targets)
+    monkeypatch.setattr("eventstream.status.survey.get_targets", get_targets)
+    setattr(settings, name, value)
+
+    for command in (["status"], ["undelivered"], ["republish", "--target", "a"]):
+        with pytest.raises(CommandError, match=f"^{name} .*manage.py check") as ended:
+            run(*command)
+        assert ended.value.returncode == 3
+    lines = run("doctor", code=2).splitlines()
+    assert lines[0].startswith(f"ERROR: settings: {name} ")
+    assert [line for line in lines if line.startswith("ERROR")] == lines[:1]
+    assert lines[-1] == "Something is broken; see the errors."

@@ -32,7 +32,22 @@ GRIP = "http://127.0.0.1:5561/?key=" + "k" * 32
         ("CHANNELMANAGER_CLASS", None, "must be the dotted path"),
         ("ALLOW_ORIGINS", ["example.com"], "is not an origin"),
         ("ALLOW_ORIGINS", ["https://example.com/path"], "is not an origin"),
+        ("REDIS", "redis://localhost:abc/0", "has no number as its port"),
+        ("REDIS", "redis://:pass/word@localhost/0", "write / as %2F"),
+        ("REDIS", "redis://localhost/0?hots=1", "unexpected keyword argument 'hots'"),
+        ("REDIS", {"hots": "localhost"}, "unexpected keyword argument 'hots'"),
+        ("REDIS", {"sentinels": [("127.0.0.1", 26379)]}, "'service_name'"),
+        ("CHANNELMANAGER_CLASS", ".tests.channels.ChannelManager", "dotted path"),
+        (
+            "DISPATCHER",
+            "eventstream.conf.SETTINGS",
+            "must be the dotted path of a class",
+        ),
         ("DATABASES", "default", "must be a list of strings"),
+        ("DATABASES", [], "must name a database"),
+        ("DATABASES", ["default", "default"], "names 'default' more than once"),
+        ("DATABASES", ["default", "nope"], "names 'nope', which is not in DATABASES"),
+        ("PROXY_METRICS", {"http://a": "httpfoo"}, "must be a dict of control URIs"),
         ("ALLOW_CREDENTIALS", "yes", "must be True or False"),
     ],
 )
@@ -45,6 +60,7 @@ def test_impossible_value_is_an_error_by_check_and_by_use(
     assert found.id == "eventstream.E001"
     assert text in found.msg
     assert found.hint
+    assert check_celery_app(None) == []
     assert checks.check_sweep(None, databases=["default"]) == []
     with pytest.raises(ImproperlyConfigured, match=f"EVENTSTREAM_{name} "):
         conf.get_options()
@@ -86,14 +102,76 @@ def test_proxy_with_half_of_its_keys_is_an_error(settings: Settings) -> None:
     assert ids(checks.check_settings(None)) == []
 
 
-def test_alias_that_does_not_exist_is_an_error(settings: Settings) -> None:
-    settings.EVENTSTREAM_REDIS = "redis://127.0.0.1:1/0"
-    settings.EVENTSTREAM_DATABASES = ["default", "second"]
+KEY = "key-that-nobody-is-shown"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("PROXIES", ["http://127.0.0.1:5561"], "must be a list of dicts"),
+        (
+            "PROXIES",
+            {"control_uri": "http://127.0.0.1:5561"},
+            "must be a list of dicts",
+        ),
+        (
+            "PROXIES",
+            [{"control_url": "http://127.0.0.1:5561", "key": KEY}],
+            "has no control_uri in its entry 0, but control_url, key",
+        ),
+        ("PROXIES", [{}], "has no control_uri in its entry 0, but nothing"),
+        ("PROXIES", [{"control_uri": None}], "entry 0 that must be a URL"),
+        ("URL", 5, "must be a URL such as 'http://127.0.0.1:5561'"),
+        ("URL", f"127.0.0.1:5561/?key={KEY}", "must be a URL such as"),
+        ("URL", f"http://127.0.0.1:port/?key={KEY}", "must be a URL such as"),
+        ("PREFIX", 5, "must be a string"),
+    ],
+)
+def test_impossible_proxy_is_an_error_by_check_and_by_use(
+    settings: Settings, name: str, value: Any, text: str
+) -> None:
+    setattr(settings, f"GRIP_{name}", value)
 
     (found,) = checks.check_settings(None)
 
-    assert found.id == "eventstream.E004"
-    assert "'second'" in found.msg
+    assert found.id == "eventstream.E022"
+    assert found.msg.startswith(f"GRIP_{name} ")
+    assert text in found.msg
+    assert KEY not in found.msg
+    assert found.hint
+    with pytest.raises(ImproperlyConfigured, match=f"GRIP_{name} "):
+        conf.grip_prefix() if name == "PREFIX" else conf.grip_proxies()
+
+
+def test_password_of_a_bus_is_not_shown(settings: Settings) -> None:
+    settings.EVENTSTREAM_REDIS = "redis://:pass/word@localhost/0"
+
+    (found,) = checks.check_settings(None)
+
+    assert "pass/" not in found.msg
+    assert "'pass'" not in found.msg
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "redis://:p%2Fw@localhost:6379/0?socket_timeout=2",
+        "rediss://localhost?ssl_cert_reqs=none",
+        "unix:///run/redis.sock",
+        {"url": "redis://localhost", "client_name": "web"},
+        {"host": "localhost", "port": 6379, "ssl": True, "decode_responses": True},
+        {
+            "sentinels": [("a", 26379), ("b", 26379)],
+            "service_name": "main",
+            "password": "x",
+        },
+    ],
+)
+def test_ways_to_name_a_bus_pass(settings: Settings, value: Any) -> None:
+    settings.EVENTSTREAM_REDIS = value
+
+    assert ids(checks.check_settings(None)) == []
+    assert conf.get_options().redis == value
 
 
 def test_url_of_a_proxy_beside_a_list_of_them_is_an_error(

@@ -61,7 +61,8 @@ class Command(BaseCommand):
         sub = add(
             "status",
             "What has not reached whom, why, since when. "
-            "Exits with 0: well, 1: warnings, 2: errors, 3: no answer.",
+            "Exits with 0: well, 1: warnings, 2: errors, 3: no answer, or settings that "
+            "cannot be.",
             "status\nstatus --json | jq .level\nstatus --watch 5",
         )
         sub.add_argument("--json", action="store_true", help="One line of JSON.")
@@ -242,8 +243,12 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
             code = getattr(self, "do_" + name.replace("-", "_"))(options)
         except KeyboardInterrupt:
             code = 130
-        except (EventStreamError, ImproperlyConfigured) as error:
+        except EventStreamError as error:
             raise CommandError(str(error)) from error
+        except ImproperlyConfigured as error:
+            raise CommandError(
+                f"{error} `python manage.py check` says more.", returncode=EXIT_UNKNOWN
+            ) from error
         except DatabaseError as error:
             raise CommandError(
                 f"The database does not answer, or is not migrated: {error}",
