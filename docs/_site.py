@@ -8,13 +8,16 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import django
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from prometheus_client.metrics import MetricWrapperBase
+
+if TYPE_CHECKING:
+    from eventstream.conf import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -137,32 +140,23 @@ def decisions_page() -> str:
 def settings_page() -> str:
     """Every setting, from the table that the checks use."""
     from eventstream import conf  # noqa: PLC0415  needs Django's settings
-    from eventstream_tasks.conf import Options  # noqa: PLC0415
+    from eventstream_tasks import conf as tasks_conf  # noqa: PLC0415
 
     text = (
         "# Settings\n\nEach with the prefix `EVENTSTREAM_`. A value of another type, or out "
         "of range, is an error of `manage.py check`.\n"
     )
-    for setting in conf.SETTINGS:
-        default = setting.default() if callable(setting.default) else setting.default
-        text += (
-            f"\n## {setting.name}\n\n{setting.help}\n\n"
-            f"- Default: `{default!r}`\n- Value: {_values_of(setting.check)}\n"
-        )
-    text += "\n# Settings of the tasks\n\nEach with the prefix `EVENTSTREAM_TASKS_`.\n"
-    help_of = dict(
-        re.findall(
-            r"^    (\w+): (.*?)(?=^    \w+: |\Z)",
-            inspect.getdoc(Options) or "",
-            re.M | re.S,
-        )
+    text += "".join(map(_describe_setting, conf.SETTINGS))
+    text += "\n# Settings of the tasks\n\nEach with the prefix `EVENTSTREAM_`, too.\n"
+    return text + "".join(map(_describe_setting, tasks_conf.SETTINGS))
+
+
+def _describe_setting(setting: Setting) -> str:
+    default = setting.default() if callable(setting.default) else setting.default
+    return (
+        f"\n## {setting.name}\n\n{setting.help}\n\n"
+        f"- Default: `{default!r}`\n- Value: {_values_of(setting.check)}\n"
     )
-    for name, field in Options.__dataclass_fields__.items():
-        text += (
-            f"\n## {name.upper()}\n\n{' '.join(help_of[name].split())}\n\n"
-            f"- Default: `{field.default!r}`\n- Value: {field.type}\n"
-        )
-    return text
 
 
 def _values_of(check: Callable[[object], str | None]) -> str:

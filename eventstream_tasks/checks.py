@@ -1,8 +1,11 @@
 """System checks of the Celery side.
 
-| id                     | level   | what                                     |
-|------------------------|---------|------------------------------------------|
-| eventstream_tasks.W001 | warning | the project's Celery app is not loaded   |
+| id                     | level   | what                                      |
+|------------------------|---------|-------------------------------------------|
+| eventstream_tasks.E001 | error   | a setting has a value that it cannot have |
+| eventstream_tasks.E002 | error   | an unknown EVENTSTREAM_TASKS_… setting    |
+| eventstream_tasks.W001 | warning | the project's Celery app is not loaded    |
+| eventstream_tasks.W002 | warning | no time between the two time limits       |
 """
 
 from __future__ import annotations
@@ -15,8 +18,32 @@ from django.apps import AppConfig
 from django.core.checks import CheckMessage, Warning, register  # noqa: A004
 from django.core.exceptions import ImproperlyConfigured
 
+from eventstream.checks import check_names, check_values
 from eventstream.dispatch import get_dispatcher
+from eventstream_tasks import conf
 from eventstream_tasks.dispatch import CeleryDispatcher
+
+
+@register("eventstream")
+def check_settings(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check every EVENTSTREAM_TASKS_… setting against its table."""
+    found = [
+        *check_values(conf.SETTINGS, "eventstream_tasks.E001"),
+        *check_names(conf.SETTINGS, "eventstream_tasks.E002", prefix=conf.PREFIX),
+    ]
+    if found:
+        return found
+    options = conf.get_options()
+    if options.soft_time_limit >= options.time_limit:
+        text = (
+            f"{conf.PREFIX}SOFT_TIME_LIMIT is not less than {conf.PREFIX}TIME_LIMIT: no "
+            "task would hand its partition on before its worker's child is replaced."
+        )
+        hint = "Leave it some 30 s."
+        found.append(Warning(text, hint=hint, id="eventstream_tasks.W002"))
+    return found
 
 
 @register("eventstream")

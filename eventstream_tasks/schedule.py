@@ -14,7 +14,8 @@ def install_schedule() -> list[str]:
 
     Safe to run at any time and any number of times. A task that an operator has switched
     off stays off; only what this package decides (task, queue, expiry) is corrected, and
-    the interval only while it is the one that was installed.
+    the interval only while it is the one that was installed: as long as the expiry, which
+    was installed with it.
     """
     options = get_options()
     wanted = {
@@ -37,15 +38,23 @@ def install_schedule() -> list[str]:
         if is_new:
             changed.append(name)
             continue
+        if _has_installed_timing(row):
+            values["interval"] = interval
         differing = {k: v for k, v in values.items() if getattr(row, k) != v}
-        if row.interval_id is None and row.crontab_id is None:
-            differing["interval"] = interval
         if differing:
             for key, value in differing.items():
                 setattr(row, key, value)
             row.save()  # not update(): saving tells a running beat
             changed.append(name)
     return changed
+
+
+def _has_installed_timing(row: PeriodicTask) -> bool:
+    """Say whether no operator has given the row a timing of their own."""
+    if row.interval is None:
+        return not (row.crontab_id or row.solar_id or row.clocked_id)
+    is_in_seconds: bool = row.interval.period == "seconds"
+    return is_in_seconds and row.interval.every == row.expire_seconds
 
 
 def _interval(seconds: int) -> IntervalSchedule:

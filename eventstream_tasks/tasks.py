@@ -22,7 +22,7 @@ from eventstream.relay import (
 )
 from eventstream.rows import OutboxRow
 from eventstream_tasks.backoff import MAX_RETRIES, retry_delay
-from eventstream_tasks.conf import get_options
+from eventstream_tasks.conf import SOFT_TIME_LIMIT, TIME_LIMIT, get_options
 from eventstream_tasks.connections import with_kept_connections
 from eventstream_tasks.dispatch import TaskFlag
 
@@ -36,8 +36,9 @@ _options: dict[str, Any] = {
     "acks_late": False,
     "ignore_result": True,
     "max_retries": MAX_RETRIES,
-    "soft_time_limit": get_options().soft_time_limit,
-    "time_limit": get_options().time_limit,
+    # Unchecked: this is read at start-up, and `manage.py check` would not get to its checks.
+    "soft_time_limit": SOFT_TIME_LIMIT.value(),
+    "time_limit": TIME_LIMIT.value(),
 }
 
 

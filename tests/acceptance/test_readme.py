@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eventstream import conf
-from eventstream_tasks.conf import Options
+from eventstream_tasks import conf as tasks_conf
 from tests.support.processes import ROOT, Process, free_port, is_listening
 from tests.support.sse import Stream
 from tests.support.valkey import Valkey
@@ -134,8 +134,7 @@ def test_steps_lead_to_an_event_and_then_to_a_worker(
 def test_settings_that_are_named_exist(path: Path) -> None:
     named = set(re.findall(r"\bEVENTSTREAM_([A-Z][A-Z_]+[A-Z])\b", path.read_text()))
 
-    known = {setting.name for setting in conf.SETTINGS}
-    known |= {f"TASKS_{name.upper()}" for name in Options.__dataclass_fields__}
+    known = {setting.name for setting in [*conf.SETTINGS, *tasks_conf.SETTINGS]}
     assert named - known <= {"STORAGE_CONNECTION"}  # django-eventstream has that
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,7 +16,10 @@ from django_grip import GripMiddleware
 from pytest_django import Settings
 
 from eventstream import checks, conf
+from eventstream_tasks import checks as tasks_checks
+from eventstream_tasks import conf as tasks_conf
 from eventstream_tasks.checks import check_celery_app
+from tests.support.processes import ROOT
 
 GRIP = "http://127.0.0.1:5561/?key=" + "k" * 32
 
@@ -64,6 +70,71 @@ def test_impossible_value_is_an_error_by_check_and_by_use(
     assert checks.check_sweep(None, databases=["default"]) == []
     with pytest.raises(ImproperlyConfigured, match=f"EVENTSTREAM_{name} "):
         conf.get_options()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("QUEUE", "", "must be a string that is not empty"),
+        ("QUEUE", None, "must be a string that is not empty"),
+        ("SOFT_TIME_LIMIT", "120", "must be a whole number"),
+        ("REPUBLISH_EVERY", "10", "must be a whole number"),
+        ("REPUBLISH_EVERY", 0, "must be 1 to 3,600"),
+        ("REPUBLISH_EVERY", 2.5, "must be a whole number"),
+        ("PRUNE_EVERY", -1, "must be 1 to 86,400"),
+        ("WAKE_TIMEOUT", "soon", "must be a number of seconds"),
+        ("WAKE_TIMEOUT", 0, "must be 0.01 to 60 seconds"),
+        ("METRICS_PORT", 65_536, "must be 0 to 65,535"),
+    ],
+)
+def test_impossible_value_for_the_tasks_is_an_error_by_check_and_by_use(
+    settings: Settings, name: str, value: Any, text: str
+) -> None:
+    setattr(settings, f"EVENTSTREAM_TASKS_{name}", value)
+
+    (found,) = tasks_checks.check_settings(None)
+    assert found.id == "eventstream_tasks.E001"
+    assert found.msg.startswith(f"EVENTSTREAM_TASKS_{name} {text}")
+    assert found.hint
+    with pytest.raises(ImproperlyConfigured, match=f"EVENTSTREAM_TASKS_{name} "):
+        tasks_conf.get_options()
+
+
+def test_setting_that_is_none_of_the_tasks_is_an_error(settings: Settings) -> None:
+    settings.EVENTSTREAM_TASKS_QUEU = "events"
+
+    (found,) = tasks_checks.check_settings(None)
+
+    assert found.id == "eventstream_tasks.E002"
+    assert found.msg.startswith("EVENTSTREAM_TASKS_QUEU is not a setting")
+    assert "EVENTSTREAM_TASKS_QUEUE" in str(found.hint)
+    assert ids(checks.check_settings(None)) == ["eventstream.W001"]
+
+
+def test_task_that_has_no_time_to_hand_on_is_a_warning(settings: Settings) -> None:
+    settings.EVENTSTREAM_TASKS_TIME_LIMIT = 121
+    assert tasks_checks.check_settings(None) == []
+
+    settings.EVENTSTREAM_TASKS_TIME_LIMIT = 120
+    assert ids(tasks_checks.check_settings(None)) == ["eventstream_tasks.W002"]
+
+
+def test_impossible_limit_of_a_task_leaves_the_check_to_say_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "ES_SET": '{"EVENTSTREAM_TASKS_SOFT_TIME_LIMIT": "soon"}',
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "(eventstream_tasks.E001) EVENTSTREAM_TASKS_SOFT_TIME_LIMIT" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def ids(found: list[Any]) -> list[str]:
