@@ -10,6 +10,7 @@ answer behind one address, as prometheus-client has it.
 
 from __future__ import annotations
 
+import logging
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse
+from django.utils.connection import ConnectionDoesNotExist
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 from prometheus_client import (
@@ -37,6 +39,8 @@ from eventstream import conf, instruments
 from eventstream.models import Job
 from eventstream.status import Status, get_status
 from eventstream.transactions import outside_transactions
+
+logger = logging.getLogger(__name__)
 
 STATES = ("up", "idle", "behind", "failing", "paused")
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
@@ -149,7 +153,7 @@ class DatabaseCollector(Collector):
         for using in conf.get_options().databases:
             try:
                 states.append(get_status(using))
-            except DatabaseError:
+            except (DatabaseError, ConnectionDoesNotExist):
                 up.add_metric([using], 0)
             else:
                 up.add_metric([using], 1)
@@ -262,11 +266,12 @@ def collect() -> bytes:
     else:
         text = generate_latest(REGISTRY)
     shared = CollectorRegistry()
+    shared.register(DatabaseCollector())
     try:
-        shared.register(DatabaseCollector())
-    except ImproperlyConfigured:
+        return text + generate_latest(shared)
+    except ImproperlyConfigured as error:
+        logger.error("Metrics of the database cannot be shown: %s", error)
         return text
-    return text + generate_latest(shared)
 
 
 @never_cache

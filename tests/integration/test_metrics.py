@@ -160,6 +160,37 @@ def test_database_that_does_not_answer_is_down_and_no_error(
     assert samples()["eventstream_up{database=default}"] == 0
 
 
+def test_database_that_django_does_not_know_is_down(
+    targets: Targets, settings: Settings
+) -> None:
+    settings.EVENTSTREAM_DATABASES = ["default", "nope"]
+
+    found = samples()
+
+    assert found["eventstream_up{database=default}"] == 1
+    assert found["eventstream_up{database=nope}"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("EVENTSTREAM_RETENTION", "x"), ("EVENTSTREAM_DISPATCHER", "nope.Nope")],
+)
+def test_wrong_setting_leaves_what_the_process_has_counted(
+    client: Client,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
+) -> None:
+    setattr(settings, name, value)
+
+    response = client.get("/metrics")
+
+    assert response.status_code == 200
+    assert b"eventstream_kicks_total" in response.content
+    assert name in caplog.text
+
+
 def test_page_is_for_looking_only(client: Client, targets: Targets) -> None:
     response = client.get("/metrics")
 
