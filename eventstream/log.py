@@ -11,6 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connections
 from django.db.models import (
+    BigIntegerField,
     Count,
     DurationField,
     Exists,
@@ -21,6 +22,7 @@ from django.db.models import (
     Model,
     OuterRef,
     Q,
+    Value,
 )
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
@@ -381,30 +383,30 @@ class Log:
                 return found
             found.append(first)
 
-    def count_unnumbered(self, using: str) -> dict[int, tuple[int, datetime.datetime]]:
-        """Return how many events of a partition have no number, and when the first came.
+    def count_written(self, using: str) -> tuple[int, int, datetime.datetime | None]:
+        """Return how many rows were ever numbered, how many wait, since when the first.
 
-        Reads the partial index alone: nothing, if all are numbered.
+        One statement counts both: what is numbered between two would be in neither, and
+        the sum must never go back. Of those that wait it reads the partial index alone.
         """
-        rows = Event.objects.using(using).filter(position__isnull=True)
-        groups = rows.order_by().values("partition")
-        found = {
-            partition: (count, first)
-            for partition, count, first in groups.annotate(
-                count=Count("pk"), first=Min("pk")
-            ).values_list("partition", "count", "first")
-        }
-        firsts = [first for _, first in found.values()]
-        created = dict(
-            Event.objects.using(using)
-            .filter(pk__in=firsts)
-            .values_list("pk", "created")
+        numbered = Partition.objects.using(using).values_list(
+            "last_position", Value(None, output_field=BigIntegerField())
         )
-        return {
-            partition: (count, created[first])
-            for partition, (count, first) in found.items()
-            if first in created
-        }
+        waiting = Event.objects.using(using).filter(position__isnull=True).order_by()
+        groups = waiting.values("partition").annotate(
+            count=Count("pk"), first=Min("pk")
+        )
+        counts = numbered.union(groups.values_list("count", "first"), all=True)
+        numbered_count, waiting_count, firsts = 0, 0, []
+        for count, first in counts:
+            if first is None:
+                numbered_count += count
+            else:
+                waiting_count += count
+                firsts.append(first)
+        rows = Event.objects.using(using).filter(pk__in=firsts)
+        created = rows.aggregate(first=Min("created"))["first"] if firsts else None
+        return numbered_count, waiting_count, created
 
     def count_undelivered(self, using: str, targets: Collection[str]) -> int:
         """Return how many events wait: unnumbered, or above some target's watermark."""

@@ -48,13 +48,9 @@ class Survey:
         self._ask = ask
         self._now = database_now(using)
         self._configured = get_targets()
-        storage = get_storage()
-        self._heads = storage.heads(using)
-        self._unnumbered = storage.count_unnumbered(using)
-        self._unnumbered_at = min(
-            (oldest for _, oldest in self._unnumbered.values()), default=None
+        self._numbered_count, self._unnumbered_count, self._unnumbered_at = (
+            get_storage().count_written(using)
         )
-        self._unnumbered_count = sum(count for count, _ in self._unnumbered.values())
         self._wake_ups = get_dispatcher().status(ask=ask)
         # Every process reports in the first database.
         since = self._now - datetime.timedelta(seconds=PROXY_SECONDS)
@@ -81,7 +77,7 @@ class Survey:
             holders=holders,
             wake_ups=self._wake_ups,
             bus_answer=bus,
-            event_count=sum(self._heads.values()) + self._unnumbered_count,
+            event_count=self._numbered_count + self._unnumbered_count,
             unnumbered_count=self._unnumbered_count,
             unnumbered_seconds=self._age(self._unnumbered_at),
             undelivered_count=self._undelivered_count(targets),

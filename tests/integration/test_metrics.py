@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 import yaml
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.db.models.functions import Now
 from django.test import Client
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram
@@ -25,7 +26,9 @@ from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
 from eventstream.models import Cursor, Event
 from eventstream.pausing import pause
 from eventstream.relay import relay_all
+from eventstream.rows import partition_of
 from eventstream.status import Status
+from eventstream.storage import get_storage
 from eventstream.targets.base import Item
 from eventstream.targets.grip import GripTarget
 from tests.support.grip_endpoint import GripEndpoint
@@ -83,6 +86,26 @@ def test_counts_are_those_of_the_database(targets: Targets) -> None:
     assert found[sweep] > 1_700_000_000
     prune = "eventstream_last_run_timestamp_seconds{database=default,task=prune}"
     assert found[prune] == 0
+
+
+def test_what_is_numbered_meanwhile_is_counted_once(targets: Targets) -> None:
+    send(50)
+    is_numbering = False
+
+    def number_one(execute: Any, *arguments: Any) -> Any:
+        nonlocal is_numbering
+        if not is_numbering:
+            is_numbering = True
+            get_storage().number_batch("default", partition_of("orders"), limit=1)
+            is_numbering = False
+        return execute(*arguments)
+
+    with connection.execute_wrapper(number_one):
+        found = samples()
+
+    # A counter that goes back is read as a restart, and all of it as an increase.
+    assert found["eventstream_events_total{database=default}"] == 50
+    assert found["eventstream_numbered_total{database=default}"] > 0
 
 
 def test_each_confirmed_event_is_in_the_histogram(targets: Targets) -> None:
