@@ -370,6 +370,20 @@ def test_alerts_fire_when_they_should() -> None:
     promtool("test", "rules", "eventstream.test.yml")
 
 
+def test_each_alert_is_seen_to_fire_and_not_to() -> None:
+    directory = DEPLOY / "prometheus"
+    rules = yaml.safe_load((directory / "eventstream.rules.yml").read_text())
+    tests = yaml.safe_load((directory / "eventstream.test.yml").read_text())["tests"]
+    names = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    seen = {
+        (case["alertname"], bool(case["exp_alerts"]))
+        for test in tests
+        for case in test["alert_rule_test"]
+    }
+
+    assert seen == {(name, fires) for name in names for fires in (True, False)}
+
+
 def test_dashboard_queries_are_promql(tmp_path: Path) -> None:
     dashboard = json.loads((DEPLOY / "grafana" / "eventstream.json").read_text())
     rules: list[dict[str, str]] = []
