@@ -17,6 +17,7 @@ from django.db import connections, models, transaction
 
 from eventstream.cursors import move_along
 from eventstream.exceptions import AdoptionError
+from eventstream.instants import as_instant
 from eventstream.models import Channel, Event
 from eventstream.rows import LogEntry, partition_of
 from eventstream.storage import get_storage
@@ -125,7 +126,10 @@ def _adopt_channel(using: str, channel: str, last_eid: int) -> int:
             rows.filter(eid__gt=eid).order_by("eid")[:BATCH] if eid < last_eid else []
         )
         entries = _without_holes(
-            [LogEntry(row.eid, row.type, _text(row.data), row.created) for row in some]
+            [
+                LogEntry(row.eid, row.type, _text(row.data), as_instant(row.created))
+                for row in some
+            ]
         )
         # Not where the last ones ended: the old one may have deleted what followed.
         after = entries[0].eid - 1 if entries else last_eid
@@ -172,7 +176,7 @@ def _is_in_conflict(using: str, channel: str, last_eid: int) -> bool:
     other = theirs.first()
     if mine is None or other is None:
         return False  # one of them has deleted it, as it was too old
-    return (mine.type, mine.created) != (other.type, other.created)
+    return (mine.type, mine.created) != (other.type, as_instant(other.created))
 
 
 def _text(stored: str) -> str:

@@ -24,10 +24,10 @@ from django.db.models import (
     Value,
 )
 from django.db.models.functions import Coalesce, Greatest, Now
-from django.utils import timezone
 
 from eventstream import conf, statements
 from eventstream.exceptions import EventStreamError
+from eventstream.instants import InstantField
 from eventstream.log import table_name
 from eventstream.models import Cursor, Event, Partition, PausedTarget
 from eventstream.storage import DjangoModelStorage
@@ -127,7 +127,7 @@ def resume_cursors(using: str, target: str, since: datetime.datetime) -> None:
         number=OuterRef("partition"), last_position__gt=OuterRef("watermark")
     )
     behind = Cursor.objects.using(using).filter(Exists(head), target=target)
-    first = Coalesce("failing_since", Value(since))
+    first = Coalesce("failing_since", Value(since, output_field=InstantField()))
     behind.update(failing_since=first, next_attempt=None)
 
 
@@ -203,7 +203,9 @@ class Lease:
         known = list(cursors.values_list("target", flat=True))
         is_backlog = cursor.failing_since is not None and self._is_backlog()
         # By this machine's clock, as it is for speed only.
-        recently = timezone.now() - datetime.timedelta(seconds=LIVELY)
+        recently = datetime.datetime.now(datetime.UTC) - datetime.timedelta(
+            seconds=LIVELY
+        )
         is_lively = cursor.confirmed_at is not None and cursor.confirmed_at > recently
         is_failing = cursor.attempts > 0
         return known, cursor.watermark, is_failing, is_backlog, is_lively, False

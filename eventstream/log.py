@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Iterator
 from operator import itemgetter
 from typing import Any
 
-from django.conf import settings
 from django.db import connections
 from django.db.models import (
     BigIntegerField,
@@ -28,6 +27,7 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 
 from eventstream import conf
+from eventstream.instants import as_instant
 from eventstream.models import (
     Channel,
     Cursor,
@@ -448,10 +448,11 @@ def database_now(using: str) -> datetime.datetime:
         if connection.vendor == "sqlite":
             cursor.execute("SELECT STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')", [])
             now = datetime.datetime.fromisoformat(cursor.fetchone()[0])
-            return now.replace(tzinfo=datetime.UTC) if settings.USE_TZ else now
-        cursor.execute("SELECT statement_timestamp()")
-        instant: datetime.datetime = cursor.fetchone()[0]
-        return instant
+        else:
+            # Not in the connection's zone, in which an hour comes twice a year.
+            cursor.execute("SELECT statement_timestamp() AT TIME ZONE 'UTC'")
+            now = cursor.fetchone()[0]
+    return as_instant(now.replace(tzinfo=datetime.UTC))
 
 
 def _size_of_data(using: str) -> str:

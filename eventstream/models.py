@@ -6,6 +6,8 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from eventstream.instants import InstantField
+
 
 class EventKind(models.IntegerChoices):
     """What a row of the outbox is."""
@@ -27,7 +29,7 @@ class Event(models.Model):
     kind = models.PositiveSmallIntegerField(
         choices=EventKind.choices, default=EventKind.EVENT
     )
-    created = models.DateTimeField(db_default=Now())
+    created = InstantField(db_default=Now())
     position = models.BigIntegerField(null=True, editable=False)
     eid = models.BigIntegerField("event id", null=True, editable=False)
     channel = models.CharField(max_length=255)
@@ -123,13 +125,13 @@ class Cursor(models.Model):
         default=0, help_text="The last position that the target has accepted."
     )
     lease_token = models.CharField(max_length=32, default="", blank=True)
-    lease_until = models.DateTimeField(null=True, blank=True)
+    lease_until = InstantField(null=True, blank=True)
     attempts = models.PositiveIntegerField(
         default=0, help_text="Failures since the last success."
     )
-    next_attempt = models.DateTimeField(null=True, blank=True)
-    failing_since = models.DateTimeField(null=True, blank=True)
-    confirmed_at = models.DateTimeField(null=True, blank=True)
+    next_attempt = InstantField(null=True, blank=True)
+    failing_since = InstantField(null=True, blank=True)
+    confirmed_at = InstantField(null=True, blank=True)
     last_error = models.TextField(default="", blank=True)
     # Counted where the fact is written, so that every process sees the same figures.
     confirmed_count = models.BigIntegerField(
@@ -175,7 +177,7 @@ class PausedTarget(models.Model):
     """
 
     name = models.CharField(primary_key=True, max_length=191)
-    since = models.DateTimeField(db_default=Now())
+    since = InstantField(db_default=Now())
     reason = models.TextField(default="", blank=True)
 
     class Meta:
@@ -203,7 +205,7 @@ class DeadLetter(models.Model):
     eid = models.BigIntegerField("event id", null=True)
     target = models.CharField(max_length=191)
     error = models.TextField()
-    created = models.DateTimeField(db_default=Now())
+    created = InstantField(db_default=Now())
 
     class Meta:
         constraints = [
@@ -230,9 +232,9 @@ class Job(models.Model):
     """What the result of a run begins with that has not finished."""
 
     name = models.CharField(primary_key=True, max_length=32)
-    lease_until = models.DateTimeField(null=True, blank=True)
-    started_at = models.DateTimeField(null=True, blank=True)
-    finished_at = models.DateTimeField(null=True, blank=True)
+    lease_until = InstantField(null=True, blank=True)
+    started_at = InstantField(null=True, blank=True)
+    finished_at = InstantField(null=True, blank=True)
     result = models.TextField(default="", blank=True)
 
     def __str__(self) -> str:
@@ -253,7 +255,7 @@ class Holder(models.Model):
     channels = models.JSONField(
         null=True, help_text="Readers of the channels that have the most."
     )
-    seen_at = models.DateTimeField(db_default=Now())
+    seen_at = InstantField(db_default=Now())
 
     def __str__(self) -> str:
         return self.name
@@ -262,7 +264,7 @@ class Holder(models.Model):
 class Sample(models.Model):
     """What status found in one minute. Written by the sweep, read by series.py."""
 
-    minute = models.DateTimeField(primary_key=True)
+    minute = InstantField(primary_key=True)
     event_count = models.BigIntegerField(help_text="Events written so far.")
     oldest_seconds = models.FloatField(null=True)
     reader_count = models.PositiveIntegerField(null=True)

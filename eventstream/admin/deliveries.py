@@ -114,9 +114,7 @@ class CursorAdmin(ReadOnlyAdmin[Cursor]):
     def lease(self, cursor: Any) -> str:
         if cursor.lease_state == _FREE:
             return "free"
-        until = cursor.lease_until
-        if timezone.is_aware(until):
-            until = timezone.localtime(until)
+        until = timezone.localtime(cursor.lease_until)
         word = "held until" if cursor.lease_state == _HELD else "expired"
         return f"{word} {date_format(until, 'H:i:s')}"
 

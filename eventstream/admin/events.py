@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,6 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import Exists, Min, OuterRef, Q, QuerySet
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
@@ -243,7 +243,8 @@ class EventAdmin(ReadOnlyAdmin[Event]):
 
     @admin.display(description="age")
     def age(self, event: Event) -> str:
-        seconds = max(0, int((timezone.now() - event.created).total_seconds()))
+        now = datetime.datetime.now(datetime.UTC)
+        seconds = max(0, int((now - event.created).total_seconds()))
         for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
             if seconds >= 2 * size:
                 return f"{seconds // size} {unit}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 import urllib.error
@@ -113,7 +114,7 @@ def _check_database(using: str) -> Iterator[Finding]:
         return
     vendor = connections[using].display_name
     yield _ok(subject, f"{vendor} answers in {describe_seconds(seconds)}, migrated")
-    here = timezone.now()
+    here = datetime.datetime.now(datetime.UTC)
     skew = (here - now).total_seconds()
     if abs(skew) > CLOCK_SECONDS:
         yield Finding(

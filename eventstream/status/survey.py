@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
-from django.db.models import DateTimeField, F, OuterRef, Subquery
+from django.db.models import F, OuterRef, Subquery
 from django.db.models.functions import Coalesce
 
 from eventstream import conf
@@ -104,7 +104,7 @@ class Survey:
         rows = Cursor.objects.using(self._using).annotate(
             behind=Coalesce(Subquery(head.values("last_position")[:1]), 0)
             - F("watermark"),
-            oldest_at=Subquery(first, output_field=DateTimeField()),
+            oldest_at=Subquery(first),
         )
         cursors: dict[str, list[Any]] = {name: [] for name in self._configured}
         for row in rows.order_by("target", "partition"):

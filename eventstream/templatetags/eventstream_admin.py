@@ -47,11 +47,9 @@ def instant(at: datetime.datetime | None) -> SafeString | str:
     """Return a <time> of an instant: the time, and the day unless it is today."""
     if at is None:
         return "—"
-    if timezone.is_aware(at):
-        at = timezone.localtime(at)
-        is_today = at.date() == timezone.localdate()
-    else:
-        is_today = at.date() == datetime.datetime.now().date()  # noqa: DTZ005
+    at = timezone.localtime(at)
+    now = timezone.localtime(datetime.datetime.now(datetime.UTC))
+    is_today = at.date() == now.date()
     text = date_format(at, "H:i:s" if is_today else "Y-m-d H:i:s")
     return format_html('<time datetime="{}">{}</time>', at.isoformat(), text)
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection, connections
 from django.db.models.functions import Now
+from django.utils import timezone
 from pytest_django import Settings
 
 from eventstream import adopting, get_current_event_id, jobs, send_event
@@ -134,6 +136,23 @@ def test_client_resumes_with_its_old_id_and_misses_nothing(peer: Peer) -> None:
     ]
     assert numbers(resume("chan", 0))[0] == ("chan:1", 1)
     assert get_current_event_id(["chan"]) == "chan:15"
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York"])
+def test_times_without_a_zone_are_those_of_the_project(
+    peer: Peer, settings: Settings, zone: str
+) -> None:
+    settings.USE_TZ = False
+    settings.TIME_ZONE = zone
+    peer.send("chan", 2)
+    adopting._Stored._default_manager.update(created=timezone.now())
+
+    found = run()
+    again = run()
+
+    assert (found.event_count, again.event_count, again.conflicts) == (2, 0, [])
+    for created in Event.objects.values_list("created", flat=True):
+        assert abs(time.time() - created.timestamp()) < 60
 
 
 def test_what_is_sent_while_the_old_one_serves_is_added_by_the_next_run(
