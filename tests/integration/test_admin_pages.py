@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -14,9 +15,18 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from eventstream import EventSpec, holders, jobs, send_event, send_events
-from eventstream.models import Channel, Cursor, DeadLetter, Event, PausedTarget, Sample
+from eventstream.models import (
+    Channel,
+    Cursor,
+    DeadLetter,
+    Event,
+    Partition,
+    PausedTarget,
+    Sample,
+)
 from eventstream.pausing import pause_target
 from eventstream.relay import relay_all
+from eventstream.storage import get_storage
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -487,6 +497,54 @@ def test_no_target_is_told(admin_client: Client, targets: Targets) -> None:
     targets.clear()
 
     assert "No target is configured" in admin_client.get(TARGETS).content.decode()
+
+
+def test_buttons_work_where_numbers_are_grouped(
+    admin_client: Client, targets: Targets, settings: Settings
+) -> None:
+    settings.LANGUAGE_CODE = "de"
+    settings.USE_THOUSAND_SEPARATOR = True
+    Event(id=1_234_567, channel="orders", partition=3, type="message", data="1").save()
+    page = admin_client.get(UNDELIVERED).content.decode()
+
+    items = re.findall(r'name="item" value="([^"]*)"', page)
+    said = press(admin_client, "publish", items[0])
+
+    assert items == ["1234567:a", "1234567:b"]
+    assert 'data-es-event="1234567"' in page
+    assert targets["a"].received == [("orders", 1, "1")], said
+
+
+def test_no_attribute_is_written_as_a_number_is_read(
+    admin_client: Client, targets: Targets, settings: Settings
+) -> None:
+    settings.LANGUAGE_CODE = "de"
+    settings.USE_THOUSAND_SEPARATOR = True
+    number = 1_234_567
+    Partition.objects.update_or_create(number=3, defaults={"start_eid": number - 1})
+    Event(id=number, channel="orders", partition=3, type="message", data="1").save()
+    get_storage().number_all("default", 3)
+    for name in targets:
+        Cursor.objects.create(target=name, partition=3, attempts=number)
+    DeadLetter.objects.create(
+        event_id=number, partition=3, position=1, channel="orders", eid=number,
+        target="a", error="why",
+    )  # fmt: skip
+    jobs.republish("default")
+    urls = [
+        INDEX, UNDELIVERED, OVERVIEW, TARGETS, f"{TARGETS}a/change/", CHANNELS,
+        f"{CHANNELS}orders/change/", f"{INDEX}event/?state=all",
+        f"{INDEX}event/{number}/change/", f"{INDEX}deadletter/", f"{INDEX}cursor/",
+    ]  # fmt: skip
+    data = {"action": "give_up", "item": f"{number}:b"}
+
+    pages = [admin_client.get(url) for url in urls] + [admin_client.post(ACT, data)]
+
+    texts = [page.content.decode() for page in pages]
+    assert any(">1.234.567<" in text for text in texts)
+    for url, page, text in zip([*urls, ACT], pages, texts, strict=True):
+        assert page.status_code == 200, url
+        assert re.findall(r'[\w-]+="[^"]*1[.,]234[^"]*"', text) == [], url
 
 
 # --- overview
