@@ -19,7 +19,6 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse
-from django.utils.connection import ConnectionDoesNotExist
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 from prometheus_client import (
@@ -153,7 +152,7 @@ class DatabaseCollector(Collector):
         for using in conf.get_options().databases:
             try:
                 states.append(get_status(using))
-            except (DatabaseError, ConnectionDoesNotExist):
+            except DatabaseError:
                 up.add_metric([using], 0)
             else:
                 up.add_metric([using], 1)
