@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import enum
-import functools
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
-from django.db import router, transaction
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import Error, router, transaction
 from django.db.models import Min
 
 from eventstream import channelmanager, conf
@@ -25,7 +25,7 @@ from eventstream.models import Cursor, DeadLetter, Event, EventKind
 from eventstream.positions import format_position
 from eventstream.rows import partition_of
 from eventstream.specs import EventSpec, check_channel, hide_data, make_event
-from eventstream.storage import alias_of, get_storage
+from eventstream.storage import alias_of, find_alias, get_storage
 from eventstream.targets import get_targets
 from eventstream.unstored import publish_on_commit
 
@@ -181,6 +181,10 @@ def send_events(
         InvalidEventError: Some argument is wrong. Nothing was written.
         UnknownDatabaseError: The alias is not in EVENTSTREAM_DATABASES.
     """
+    if not isinstance(specs, Iterable):
+        raise InvalidEventError(
+            f"send_events takes a list of EventSpec, not {type(specs).__name__}"
+        )
     events = [(spec, make_event(spec)) for spec in specs]
     stored: dict[str, list[Event]] = {}
     unstored: dict[str, list[Event]] = {}
@@ -190,6 +194,8 @@ def send_events(
         alias = _resolve_alias(spec.channel, using)
         aliases.append(alias)
         is_stored = channelmanager.is_reliable(spec.channel)
+        if is_stored:
+            _check_home(spec.channel, alias)
         if spec.idempotency_key is not None:
             if not is_stored:
                 raise InvalidEventError(
@@ -198,8 +204,12 @@ def send_events(
                 )
             keys.add((spec.channel, spec.idempotency_key))
         (stored if is_stored else unstored).setdefault(alias, []).append(event)
-    for alias, rows in stored.items():
-        _append(alias, rows, has_keys=bool(keys))
+    try:
+        for alias, rows in stored.items():
+            _append(alias, rows, has_keys=bool(keys))
+    except SynchronousOnlyOperation as error:
+        error.add_note("In async code: `await asend_event(…)`, or asend_events.")
+        raise
     for alias, rows in unstored.items():
         publish_on_commit(alias, rows)
     return [
@@ -310,6 +320,37 @@ def _resolve_alias(channel: str, using: str | None) -> str:
     return alias
 
 
+_MOST_HOMES = 10_000
+_homes: dict[str, str] = {}
+"""The outbox to which each channel was last found to belong."""
+
+
+def _check_home(channel: str, alias: str) -> None:
+    """See that the channel is not in another outbox, from which its readers read.
+
+    Asks the databases once for each channel and process; those that cannot be asked may not
+    keep events from being sent.
+
+    Raises:
+        InvalidChannelError: It is.
+    """
+    if len(conf.get_options().databases) == 1 or _homes.get(channel) == alias:
+        return
+    try:
+        home, is_known = find_alias(channel)
+    except Error:
+        return
+    if is_known and home != alias:
+        raise InvalidChannelError(
+            f"channel {channel!r} is in the outbox {home!r}, where its readers are; "
+            f"{alias!r} would give its ids a second time. Name it another way there, "
+            f"such as {f'{channel}-{alias}'!r}."
+        )
+    if len(_homes) >= _MOST_HOMES:
+        _homes.clear()
+    _homes[channel] = alias
+
+
 def _append(alias: str, events: Sequence[Event], *, has_keys: bool) -> None:
     storage = get_storage()
     if not has_keys and len(events) == 1:
@@ -333,10 +374,7 @@ def _append_all(alias: str, events: Sequence[Event], *, has_keys: bool) -> None:
 
 
 def _wake_on_commit(alias: str, partitions: Collection[int]) -> None:
-    transaction.on_commit(
-        functools.partial(_wake, alias, partitions), using=alias, robust=True
-    )
+    def wake() -> None:  # no partial: Django logs an error by the function's name
+        get_dispatcher().wake(alias, partitions)
 
-
-def _wake(alias: str, partitions: Collection[int]) -> None:
-    get_dispatcher().wake(alias, partitions)
+    transaction.on_commit(wake, using=alias, robust=True)

@@ -38,7 +38,7 @@ class InvalidEventError(EventStreamError, ValueError):
 
 
 class InvalidChannelError(InvalidEventError):
-    """The channel name is empty, too long or has control characters."""
+    """The channel name is empty, too long, has control characters, or is another outbox's."""
 
 
 class InvalidEventTypeError(InvalidEventError):

@@ -200,6 +200,11 @@ class EventStreamTestClient:
         expected: Sequence[tuple[str, Any]],
         what: str,
     ) -> None:
+        for each in expected:
+            if not (isinstance(each, tuple) and len(each) == 2):
+                raise TypeError(
+                    f"Each expected event is a pair (event_type, data), not {each!r}"
+                )
         pairs = [(event.type, event.data) for event in found]
         # In this order: mock.ANY has to be on the left.
         if list(expected) == pairs:

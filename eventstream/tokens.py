@@ -95,8 +95,9 @@ def make_subscribe_token(
             f"channels: {len(names)} given, a stream has at most "
             f"EVENTSTREAM_CHANNEL_LIMIT = {limit}"
         )
-    if not 0 < lifetime <= MAX_LIFETIME:
-        raise ValueError(f"lifetime must be up to {MAX_LIFETIME} seconds: {lifetime}")
+    is_number = isinstance(lifetime, int | float)
+    if not (is_number and 0 < lifetime <= MAX_LIFETIME):
+        raise ValueError(f"lifetime must be up to {MAX_LIFETIME} seconds: {lifetime!r}")
     expires = int(time.time() + lifetime)
     user_id, stamp = "", ""
     if user is not None and user.is_authenticated:

@@ -17,6 +17,8 @@ class _UnstoredBatch:
 
     def __init__(self, rows: list[OutboxRow]) -> None:
         self.rows = rows
+        # Django logs an error of a hook by this name, and would raise another for want of it.
+        self.__qualname__ = "publish_unstored"
 
     def __call__(self) -> None:
         events_sent_unstored.send_robust(OutboxRow, rows=self.rows)

@@ -15,7 +15,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from eventstream import channel_permission_changed, get_current_event_id, send_event
-from eventstream.exceptions import InvalidTokenError
+from eventstream.exceptions import InvalidChannelError, InvalidTokenError
 from eventstream.models import Event, EventKind
 from eventstream.reading import Reader, read_page
 from eventstream.relay import relay_all
@@ -72,6 +72,31 @@ def test_reader_finds_the_database_of_a_channel(
     page = read_page(Reader(("orders", "rooms"), "", {"orders": 0, "rooms": 0}))
     assert page.text.count("event: message") == 2
     assert page.positions == {"orders": 1, "rooms": 1}
+
+
+def test_channel_is_in_one_outbox_only(targets: dict[str, RecordingTarget]) -> None:
+    """Its readers read one log, and each outbox gives ids of its own."""
+    send_event("orders", "message", 1, using="other")
+    send_event("rooms", "message", 1)
+    for using in ("default", "other"):
+        relay_all(using)
+
+    for channel, elsewhere in (("orders", "default"), ("rooms", "other")):
+        with pytest.raises(
+            InvalidChannelError, match=f"Name it .* '{channel}-{elsewhere}'"
+        ):
+            send_event(channel, "message", 2, using=elsewhere)
+
+    send_event("orders", "message", 2, using="other")
+    send_event("rooms", "message", 2)
+    assert [Event.objects.using(n).count() for n in ("default", "other")] == [2, 2]
+
+
+@pytest.mark.usefixtures("without_other")
+def test_outbox_that_is_away_keeps_nothing_from_being_sent() -> None:
+    send_event("new", "message", 1, using="default")
+
+    assert Event.objects.count() == 1
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from eventstream import (
     send_event,
     send_events,
 )
+from eventstream.dispatch import Dispatcher
 from eventstream.models import Event, EventKind
 from eventstream.relay import relay_all
 from eventstream.rows import OutboxRow
@@ -43,6 +45,37 @@ def test_event_s_state_can_be_followed(targets: dict[str, RecordingTarget]) -> N
     targets["b"].is_down = False
     relay_all("default", force=True)
     assert sent.state() is EventState.CONFIRMED
+
+
+class BrokenDispatcher(Dispatcher):
+    """It must not raise, and does."""
+
+    def wake(self, using: str, partitions: Collection[int]) -> None:
+        raise RuntimeError("exploded")
+
+    def publish_unstored(self, rows: list[OutboxRow]) -> None:
+        raise RuntimeError("exploded")
+
+
+@pytest.mark.parametrize("channel", ["orders", "live-orders"])
+def test_dispatcher_that_raises_is_logged_and_harms_nobody(
+    settings: Settings, caplog: pytest.LogCaptureFixture, channel: str
+) -> None:
+    settings.EVENTSTREAM_DISPATCHER = f"{__name__}.BrokenDispatcher"
+    done = []
+
+    with transaction.atomic():
+        send_event(channel, "message", 1)
+        transaction.on_commit(lambda: done.append("next"))
+    send_event(channel, "message", 2)
+
+    assert done == ["next"]
+    assert [
+        record.exc_info[1].args for record in caplog.records if record.exc_info
+    ] == [  # type: ignore[union-attr]
+        ("exploded",),
+        ("exploded",),
+    ]
 
 
 def test_event_whose_key_is_pruned_meanwhile_is_written(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from unittest import mock
 
+from typing import Any
+
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
@@ -130,6 +132,15 @@ def test_failure_says_if_nothing_was_sent(
 ) -> None:
     with pytest.raises(AssertionError, match="Nothing was sent at all"):
         eventstream_client.assert_sent("orders", ("message", 1))
+
+
+def test_what_is_no_pair_is_refused(eventstream_client: EventStreamTestClient) -> None:
+    pair: Any = ("message", {"item": "tea"})
+
+    with pytest.raises(
+        TypeError, match=r"is a pair \(event_type, data\), not 'message'"
+    ):
+        eventstream_client.assert_sent("orders", *pair)
 
 
 def test_order_matters(eventstream_client: EventStreamTestClient) -> None:

@@ -246,11 +246,12 @@ def test_unsigned_data_is_not_decompressed(
         (["a\n"], 60, InvalidChannelError),
         ([f"c{n}" for n in range(11)], 60, InvalidChannelError),
         (["a"], 0, ValueError),
+        (["a"], "5", ValueError),
         (["a"], 86_401, ValueError),
     ],
 )
 def test_impossible_token_is_not_made(
-    user: User, channels: Any, lifetime: float, expected: type[Exception]
+    user: User, channels: Any, lifetime: Any, expected: type[Exception]
 ) -> None:
     with pytest.raises(expected):
         make_subscribe_token(user, channels, lifetime=lifetime)

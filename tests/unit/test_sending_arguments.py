@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser
+from django.core.exceptions import SynchronousOnlyOperation
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream.exceptions import (
@@ -97,6 +98,20 @@ def test_event_that_is_no_spec_is_refused_with_what_it_should_be() -> None:
 
     with pytest.raises(InvalidEventError, match=r"EventSpec\(.*, not tuple"):
         send_events(events)
+
+
+def test_one_spec_for_many_is_refused_with_what_it_should_be() -> None:
+    spec: Any = EventSpec("orders", "message", 1)
+
+    with pytest.raises(InvalidEventError, match="a list of EventSpec, not EventSpec"):
+        send_events(spec)
+
+
+async def test_async_code_is_told_what_to_call() -> None:
+    with pytest.raises(SynchronousOnlyOperation) as caught:
+        send_event("orders", "message", 1)
+
+    assert "asend_event" in caught.value.__notes__[0]
 
 
 def test_one_bad_event_of_many_refuses_all() -> None:
