@@ -16,6 +16,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib import admin
+from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY
 from django.core.exceptions import PermissionDenied
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
@@ -28,6 +29,7 @@ from django.http import (
 )
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.crypto import constant_time_compare
 
 from eventstream import sse
 from eventstream.admin.base import ReadOnlyAdmin, alias
@@ -163,7 +165,7 @@ def _look_again(
 ) -> str:
     try:
         user: Any = find_user(str(request.user.pk))
-        if user is None or not user.is_staff:
+        if user is None or not user.is_staff or not _has_session(request, user):
             raise PermissionDenied
         request.user = user
         _check(request)
@@ -176,6 +178,21 @@ def _look_again(
     finally:
         connections.close_all()
     return sse.encode_event("status", data, "")
+
+
+def _has_session(request: HttpRequest, user: Any) -> bool:
+    """Say whether the session that opened the stream still is the user's; one query.
+
+    As Django's middleware asks of each request, but that nothing is written: no cookie could
+    tell the browser. Who is known by something other than a session has none to lose.
+    """
+    opened = getattr(request, "session", None)
+    if opened is None or opened.get(SESSION_KEY) != str(user.pk):
+        return True
+    session = type(opened)(opened.session_key)
+    known = session.get(HASH_SESSION_KEY, "")
+    hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
+    return any(constant_time_compare(known, found) for found in hashes)
 
 
 def _columns(points: Sequence[Point]) -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.contrib.sessions.models import Session
 from django.db import connection
-from django.test import Client
+from django.http import HttpRequest
+from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
+from django.utils.deprecation import MiddlewareMixin
 from pytest_django import Settings
 
 from eventstream import EventSpec, holders, jobs, send_event, send_events
@@ -53,6 +59,13 @@ def staff(*permissions: str) -> Client:
     client = Client()
     client.force_login(user)
     return client
+
+
+class KnownByHeader(MiddlewareMixin):
+    """Authentication by something other than the session."""
+
+    def process_request(self, request: HttpRequest) -> None:
+        request.user = User.objects.get(username=request.headers["x-user"])
 
 
 def said(response: Any) -> list[str]:
@@ -595,6 +608,62 @@ def test_stream_under_wsgi_says_that_it_cannot(
 
     assert response.status_code == 501
     assert "cannot stream" in response.content.decode()
+
+
+def log_out(client: AsyncClient, user: User) -> None:
+    client.logout()
+
+
+def end_sessions(client: AsyncClient, user: User) -> None:
+    Session.objects.all().delete()
+
+
+def change_password(client: AsyncClient, user: User) -> None:
+    user.set_password("another")
+    user.save()
+
+
+def deactivate(client: AsyncClient, user: User) -> None:
+    User.objects.update(is_active=False)
+
+
+@pytest.mark.parametrize("end", [log_out, end_sessions, change_password, deactivate])
+async def test_stream_of_the_overview_ends_with_the_session(
+    targets: Targets,
+    monkeypatch: pytest.MonkeyPatch,
+    end: Callable[[AsyncClient, User], None],
+) -> None:
+    monkeypatch.setattr("eventstream.admin.overview.REFRESH_SECONDS", 0)
+    user = await sync_to_async(User.objects.create_superuser)("ann", password="one")
+    client = AsyncClient()
+    await client.aforce_login(user)
+    response: Any = await client.get(f"{OVERVIEW}stream/")
+    looks = aiter(response.streaming_content)
+    before = [await anext(looks) for _ in range(3)]
+
+    await sync_to_async(end)(client, user)
+
+    assert all(b"event: status" in text for text in before)
+    async with asyncio.timeout(10):
+        after = [text async for text in looks]
+    assert b'"condition": "forbidden"' in after[-1]
+
+
+async def test_stream_of_the_overview_needs_no_session_of_the_user(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    """A project may know its users by something else, such as a header."""
+    monkeypatch.setattr("eventstream.admin.overview.REFRESH_SECONDS", 0)
+    await sync_to_async(User.objects.create_superuser)("ann")
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.{KnownByHeader.__name__}"]
+
+    response: Any = await AsyncClient().get(
+        f"{OVERVIEW}stream/", headers={"x-user": "ann"}
+    )
+
+    looks = aiter(response.streaming_content)
+    for _ in range(2):
+        assert b"event: status" in await anext(looks)
 
 
 # --- channels
