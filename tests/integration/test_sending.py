@@ -70,12 +70,8 @@ def test_dispatcher_that_raises_is_logged_and_harms_nobody(
     send_event(channel, "message", 2)
 
     assert done == ["next"]
-    assert [
-        record.exc_info[1].args for record in caplog.records if record.exc_info
-    ] == [  # type: ignore[union-attr]
-        ("exploded",),
-        ("exploded",),
-    ]
+    errors = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert [str(error) for error in errors] == ["exploded", "exploded"]
 
 
 def test_event_whose_key_is_pruned_meanwhile_is_written(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from unittest import mock
-
 from typing import Any
+from unittest import mock
 
 import pytest
 from asgiref.sync import sync_to_async
