@@ -29,6 +29,9 @@ TRUSTED_PROXIES        how many proxies in front append to X-Forwarded-For, defa
 DRAIN_SECONDS          over which streams end at SIGTERM, default 2; less than the limit
                        of the server, --timeout-graceful-shutdown
 STATIC_ROOT            where collectstatic collects, default var/static
+METRICS                1: /metrics is Prometheus' page of a web process, which the proxy
+                       in front has to hide; needs the extra `metrics`
+WORKER_METRICS_PORT    where each worker shows its own, default nowhere
 SERVE_STATIC           1: the ASGI app serves static files itself, default DEBUG
 LOG_LEVEL              of eventstream and eventstream_tasks, default INFO
 DEMO_DIR               set by `python -m deploy.demo`: where page and supervisor talk
@@ -109,6 +112,7 @@ TEMPLATES = [
 ]
 
 ROOT_URLCONF = "deploy.urls"
+METRICS = get_bool("METRICS")
 ASGI_APPLICATION = "deploy.asgi.application"
 WSGI_APPLICATION = "deploy.wsgi.application"
 
@@ -169,6 +173,7 @@ if isinstance(REDIS.bus, str):
 EVENTSTREAM_REDIS = REDIS.bus if get_bool("BUS", default=True) else None
 EVENTSTREAM_REDIS_PREFIX = f"{REDIS_PREFIX}eventstream:"
 EVENTSTREAM_DRAIN_SECONDS = float(os.environ.get("DRAIN_SECONDS") or 2)
+EVENTSTREAM_TASKS_METRICS_PORT = get_int("WORKER_METRICS_PORT")
 EVENTSTREAM_TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or 0)
 
 if not GRIP_VERIFY:

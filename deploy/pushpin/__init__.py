@@ -33,10 +33,10 @@ class PushpinConfig:
         zmq_port, sub_port, command_port: Pushpin opens these as well; unused here.
         host: Address on which browsers are served. Not all addresses, unless something
             in front of it ends TLS.
-        publish_host: Address of the four ports by which one can publish and command:
-            127.0.0.1 or one of a private network.
-        metrics_port: Where it shows its Prometheus page, on 127.0.0.1; None for nowhere.
-            Named in EVENTSTREAM_PROXY_METRICS, it tells how many readers there are.
+        publish_host: Address of the four ports by which one can publish and command, and
+            of its Prometheus page: 127.0.0.1 or one of a private network.
+        metrics_port: Where it shows that page; None for nowhere. Named in
+            EVENTSTREAM_PROXY_METRICS, it tells how many readers there are.
         max_connections: Most clients. Each takes a file descriptor.
         libdir: Where internal.conf is; by default that of the installed Pushpin.
         log_level: 0 errors, 1 warnings, 2 information.
@@ -80,7 +80,7 @@ class PushpinConfig:
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         values = {**dataclasses.asdict(self), "services": self.services}
         values["metrics"] = (
-            f"prometheus_port=127.0.0.1:{self.metrics_port}"
+            f"prometheus_port={self.publish_host}:{self.metrics_port}"
             if self.metrics_port
             else "# prometheus_port=127.0.0.1:7998"
         )

@@ -4,7 +4,8 @@ Environment: GRIP_URL (its port and key are used), BACKEND (host:port of the web
 several with spaces between, default 127.0.0.1:8001), PUSHPIN_PORT (7999), PUSHPIN_DIR (a
 short path; by default a new temporary folder), PUSHPIN_MAX_CONNECTIONS (5000),
 PUSHPIN_METRICS_PORT (none), PUSHPIN_STANDBY_PORT (7997, of 127.0.0.1), PUSHPIN_HOST and
-PUSHPIN_PUBLISH_HOST (addresses on which it serves browsers and takes publishes, 127.0.0.1).
+PUSHPIN_PUBLISH_HOST (addresses on which it serves browsers, and takes publishes and shows
+metrics, 127.0.0.1).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from urllib.parse import parse_qs, urlsplit
 from deploy.pushpin import PushpinConfig
 
 
-def main() -> None:
-    """Write the configuration, and replace this process."""
+def configure() -> PushpinConfig:
+    """Return what the environment asks for."""
     url = urlsplit(os.environ.get("GRIP_URL", ""))
     key = parse_qs(url.query).get("key", [""])[0]
     if not key or not url.port:
@@ -27,7 +28,7 @@ def main() -> None:
             "Set GRIP_URL to http://127.0.0.1:5561/?key=… with 32 characters of key."
         )
     directory = os.environ.get("PUSHPIN_DIR") or tempfile.mkdtemp(prefix="pp-")
-    config = PushpinConfig(
+    return PushpinConfig(
         directory=Path(directory),
         backend=os.environ.get("BACKEND") or "127.0.0.1:8001",
         key=key,
@@ -39,7 +40,11 @@ def main() -> None:
         metrics_port=int(os.environ.get("PUSHPIN_METRICS_PORT") or 0) or None,
         max_connections=int(os.environ.get("PUSHPIN_MAX_CONNECTIONS") or 5000),
     )
-    argv = config.command()
+
+
+def main() -> None:
+    """Write the configuration, and replace this process."""
+    argv = configure().command()
     os.execvp(argv[0], argv)  # noqa: S606  a fixed command, without a shell
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from deploy.pushpin.__main__ import configure
 from tests.support.nginx import Nginx, find
 from tests.support.processes import ROOT, Process, free_port, is_listening, python
 from tests.support.sse import Stream, numbers
@@ -117,6 +125,137 @@ def test_worker_says_what_it_is_asked_to_say(tmp_path: Path) -> None:
         python(*argv, env={**env, "REDIS_URL": valkey.url}) as worker,
     ):
         worker.wait_until(lambda: "ready." in worker.output(), "it says so")
+
+
+@contextmanager
+def composed() -> Iterator[Callable[[str], str]]:
+    """Run web, worker and Pushpin as the Compose file does; give what shows their metrics.
+
+    Each has the environment and the command that it has there, with ports, database and
+    broker of this machine. It is asked by an address that is not 127.0.0.1, as by another
+    container, and by the name that it has in prometheus.yml.
+    """
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    dockerfile = (DEPLOY / "docker/Dockerfile").read_text()
+    image = json.loads(dockerfile.split("\nCMD ")[1].splitlines()[0])
+    ports: dict[str, str] = {}
+
+    def port(number: str) -> str:
+        return ports.setdefault(number, str(free_port()))
+
+    def move(text: str) -> str:
+        text = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text)
+        text = re.sub(r"\$\{.*?\}", "0123456789-abcdefghijklmnopqrst" * 2, text)
+        text = re.sub(r"\b(web|pushpin):(?=\d)", "127.0.0.1:", text)
+        return re.sub(r"\b\d{4}\b", lambda found: port(found[0]), text)
+
+    def show(target: str) -> str:
+        address = f"http://127.0.0.2:{port(target.partition(':')[2])}/metrics"
+        request = urllib.request.Request(address, headers={"Host": target})
+        with urllib.request.urlopen(request, timeout=10) as response:
+            text: str = response.read().decode()
+        return text
+
+    with (
+        # Short, for Pushpin's sockets are in it.
+        tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as directory,
+        Valkey() as valkey,
+        ExitStack() as processes,
+    ):
+        ours = {
+            "DATABASE_POOL": "",  # of PostgreSQL alone, and the next
+            "DATABASE_PREPARE": "",
+            "DATABASE_URL": f"sqlite:///{directory}/db.sqlite3",
+            "REDIS_URL": valkey.url,
+            "PROMETHEUS_MULTIPROC_DIR": directory,
+            "PUSHPIN_DIR": directory,
+        }
+
+        def env(name: str) -> dict[str, str]:
+            given = {
+                key: ours[key] if key in ours else move(value)
+                for key, value in services[name]["environment"].items()
+            }
+            return {"DJANGO_SETTINGS_MODULE": "deploy.settings", **given}
+
+        def start(name: str, argv: list[str]) -> Process:
+            command = [str(BIN / argv[0]), *map(move, argv[1:])]
+            return processes.enter_context(Process(command, env=env(name)))
+
+        def manage(*arguments: str) -> None:
+            process = Process([sys.executable, "manage.py", *arguments], env=env("web"))
+            with process:
+                assert process.wait(60) == 0, process.output()
+
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in env("pushpin").items():
+                patch.setenv(key, value)
+            config = dataclasses.replace(
+                configure(),
+                standby_port=free_port(),
+                zmq_port=free_port(),
+                sub_port=free_port(),
+                command_port=free_port(),
+            )
+        pushpin = Process(config.command(), death_signal=signal.SIGTERM)
+        processes.enter_context(pushpin)
+        manage("migrate", "-v", "0")
+        web = start("web", image)
+        worker = start("worker", services["worker"]["command"])
+        web.wait_until(lambda: is_listening(int(port("8000"))), "uvicorn listens")
+        pushpin.wait_until(lambda: is_listening(config.publish_port), "Pushpin listens")
+        worker.wait_until(lambda: "ready." in worker.output(), "the worker is ready")
+        manage("eventstream", "send", "orders", "1")
+        yield show
+
+
+@pytest.mark.timeout(180)
+def test_prometheus_finds_in_compose_what_it_scrapes() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+    targets = {
+        job["job_name"]: job["static_configs"][0]["targets"][0]
+        for job in config["scrape_configs"]
+    }
+
+    with composed() as show:
+        shown = {name: show(target) for name, target in targets.items()}
+
+    assert 'eventstream_up{database="default"} 1.0' in shown["web"]
+    # Of the worker's other processes, which publish.
+    assert re.search(
+        r"^eventstream_publish_attempts_total.* 1\.0$", shown["worker"], re.M
+    )
+    assert "connection_connected" in shown["pushpin"]
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    named = services["worker"]["environment"]["GRIP_METRICS_URL"]
+    assert named == f"http://{targets['pushpin']}/metrics"
+
+
+def test_image_has_what_metrics_need() -> None:
+    dockerfile = (DEPLOY / "docker/Dockerfile").read_text()
+    [extras] = re.findall(r"'\.\[(.*?)\]'", dockerfile)
+
+    assert set(extras.split(",")) == {"tasks", "metrics"}
+
+
+def test_grafana_is_given_the_dashboard_and_where_its_figures_are() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    folders = dict(
+        volume.removesuffix(":ro").split(":")
+        for volume in services["grafana"]["volumes"]
+    )
+    provisioning = DEPLOY / "grafana/provisioning"
+    [source] = yaml.safe_load(
+        (provisioning / "datasources/eventstream.yaml").read_text()
+    )["datasources"]
+    [provider] = yaml.safe_load(
+        (provisioning / "dashboards/eventstream.yaml").read_text()
+    )["providers"]
+
+    assert folders["./grafana/provisioning"] == "/etc/grafana/provisioning"
+    dashboard = Path(folders["./grafana/eventstream.json"])
+    assert str(dashboard.parent) == provider["options"]["path"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
 
 
 # --- Kubernetes
@@ -247,7 +386,8 @@ def test_stream_through_nginx_by_http2_is_not_buffered(stack: Stack) -> None:
 
         assert status("/events/next/x/") == "404"
         assert status("/events/health/ready") == "404"
-        assert status("/metrics") == "404"
+        for path in ("/metrics", "//metrics", "/%6detrics", "/events/../metrics"):
+            assert run(*curl, "--path-as-is", nginx.url + path).count("404") == 2, path
         moved = run(*curl, "-i", f"http://127.0.0.1:{nginx.plain_port}/a?b=c")
         assert "location: https://127.0.0.1/a?b=c" in moved.lower()
 
@@ -285,9 +425,9 @@ def test_stream_through_caddy_is_not_buffered(stack: Stack, tmp_path: Path) -> N
             for count in range(1, 6):
                 stack.send("caddy")
                 assert list(numbers([stream.next(timeout=5)])) == [count]
-        for path in ("next/x/", "health/ready"):
+        for path in ("next/x/", "health/ready", "../metrics", "..//%6detrics"):
             with Stream(url + path) as answer:
-                assert answer.status == 404
+                assert answer.status == 404, path
         stack.pushpin.process.kill()
         headers = {"Origin": "https://shop.example.com"}
         with Stream(f"{url}?channel=caddy", headers=headers) as stream:

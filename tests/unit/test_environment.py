@@ -53,6 +53,16 @@ def test_insecure_start_is_refused_with_what_to_do(
     assert text in done.stderr.splitlines()[-1]
 
 
+def test_metrics_are_shown_only_where_they_are_asked_for() -> None:
+    names = "METRICS EVENTSTREAM_TASKS_METRICS_PORT"
+
+    unasked = load(names, **SAFE)
+    asked = load(names, **SAFE, METRICS="1", WORKER_METRICS_PORT="9808")
+
+    assert json.loads(unasked.stdout) == [False, 0]
+    assert json.loads(asked.stdout) == [True, 9808]
+
+
 def test_secure_start_is_not() -> None:
     done = load(
         "DEBUG GRIP_PROXIES CELERY_BROKER_URL EVENTSTREAM_REDIS",
