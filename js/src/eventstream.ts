@@ -363,18 +363,18 @@ export class EventStream extends EventTarget {
       if (event.condition === "internal-error") this.#link.fail();
       else this.#halt("denied");
     }
-    this.dispatchEvent(event ?? new MessageEvent(type, init));
+    this.#dispatch(event ?? new MessageEvent(type, init));
     return true;
   }
 
   #onOpen(): void {
     this.#state = OPEN;
-    this.dispatchEvent(new Event("open"));
+    this.#dispatch(new Event("open"));
   }
 
   #onError(): void {
     this.#state = CONNECTING;
-    this.dispatchEvent(new Event("error"));
+    this.#dispatch(new Event("error"));
   }
 
   /** As the server's own stream-error would say it, so that pages need to listen to one. */
@@ -383,8 +383,8 @@ export class EventStream extends EventTarget {
     const data = JSON.stringify({ condition, text: `The server has answered ${status}.` });
     const init = { data, origin: this.#origin, lastEventId: "error" };
     this.#halt("denied");
-    this.dispatchEvent(new StreamErrorEvent("stream-error", init));
-    this.dispatchEvent(new Event("error"));
+    this.#dispatch(new StreamErrorEvent("stream-error", init));
+    this.#dispatch(new Event("error"));
   }
 
   #setStatus(status: Status): void {
@@ -393,10 +393,16 @@ export class EventStream extends EventTarget {
     this.#current = status;
     if (status === "live" || status === "catching-up") {
       if (this.#state === CONNECTING) this.#onOpen(); // by another tab's connection
+      if (this.#current !== status) return; // closed or reconnected by a handler
     } else if (this.#state === OPEN) {
       this.#state = CONNECTING;
     }
     this.dispatchEvent(new StreamStatusEvent(status, previous));
+  }
+
+  /** A handler of something before it may have closed the stream. */
+  #dispatch(event: Event): void {
+    if (this.#current !== "closed") this.dispatchEvent(event);
   }
 
   #getHandler<T>(type: string): Handler<T> {

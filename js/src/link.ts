@@ -76,10 +76,10 @@ export class Link {
     this.#isStarted = true;
     this.#attempt = 0;
     this.#watch = setInterval(() => this.#check(), 2_000);
-    this.#setStatus("connecting");
     const wait = this.#notBefore - Date.now();
-    if (wait > 0) this.#retryTimer = setTimeout(() => this.#connect(), wait);
-    else this.#connect();
+    if (wait <= 0) return this.#connect();
+    this.#retryTimer = setTimeout(() => this.#connect(), wait);
+    this.#setStatus("connecting");
   }
 
   stop(): void {
@@ -130,7 +130,6 @@ export class Link {
 
   #connect(): void {
     this.#drop();
-    if (this.#attempt === 0) this.#setStatus("connecting");
     this.#head = "";
     this.#isCaughtUp = false;
     this.#startedAt = this.#heardAt = Date.now();
@@ -149,6 +148,7 @@ export class Link {
       onEnd: (end) => this.#onEnd(end),
     };
     this.#connection = this.#options.open(this.#host.position(), sink);
+    if (this.#attempt === 0) this.#setStatus("connecting");
   }
 
   #receive(events: ParsedEvent[]): void {
@@ -167,8 +167,8 @@ export class Link {
       clearTimeout(this.#quietTimer);
       this.#setStatus("live");
     } else {
-      this.#setStatus("catching-up");
       if (this.#head) this.#settle(QUIET); // from another server: some seconds after it opened
+      this.#setStatus("catching-up");
     }
   }
 
@@ -220,7 +220,6 @@ export class Link {
     }
     if (wasStable) this.#attempt = 0;
     const { onLine } = globalThis.navigator ?? {};
-    this.#setStatus(wasOpen && onLine !== false ? "connecting" : "offline");
     this.#notBefore = end.wait ? Date.now() + Math.min(end.wait, DAY) : 0;
     const wait = Math.max(
       backoff(this.#attempt, this.#retry, this.#options.maxRetryTime),
@@ -229,9 +228,11 @@ export class Link {
     );
     this.#attempt += 1;
     this.#retryTimer = setTimeout(() => this.#connect(), Math.min(wait, DAY));
-    this.#host.onError();
+    this.#setStatus(wasOpen && onLine !== false ? "connecting" : "offline");
+    if (this.#isStarted) this.#host.onError();
   }
 
+  /** Runs handlers of the page, which may stop the link or start it anew: comes last. */
   #setStatus(status: Status): void {
     this.#host.onStatus(status);
   }

@@ -117,6 +117,7 @@ export class Share {
     this.#release?.();
     this.#release = null;
     this.#bus?.close();
+    this.#bus = null;
     this.#link.stop();
     this.#know("", 0, null);
   }
@@ -135,7 +136,8 @@ export class Share {
         steps.push({ seq: ++this.#seq, position: this.#host.position(), event });
       }
     }
-    if (this.#role === "alone") return this.#align();
+    if (this.#role === "alone") this.#align();
+    if (this.#role !== "leading") return;
     this.#remember(steps);
     this.#say({ kind: "steps", leader: this.#tab, steps, status: this.#status });
   }
@@ -168,22 +170,24 @@ export class Share {
   #join(): void {
     this.#role = "joining";
     this.#know("", 0, null);
-    this.#setStatus("connecting");
     this.#ask();
+    this.#setStatus("connecting");
   }
 
   #ask(): void {
     this.#askedAt = Date.now();
     this.#say({ kind: "hello", tab: this.#tab, position: this.#host.position() });
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#goAlone(), JOINING);
+    this.#timer = setTimeout(() => {
+      this.#know("", 0, null);
+      this.#goAlone();
+    }, JOINING);
   }
 
   #goAlone(): void {
     clearTimeout(this.#timer);
     if (this.#role !== "joining" && this.#role !== "following") return;
     this.#role = "alone";
-    this.#know("", 0, null);
     this.#link.start();
   }
 
@@ -219,16 +223,9 @@ export class Share {
     this.#status = status;
     if (message.kind === "welcome") this.#know(leader, seq, message.base, message.steps);
     else this.#know(leader, seq, position);
-    this.#align();
-    if (this.#role !== "joining") return;
-    if (message.kind === "welcome") {
-      const base = this.#base;
-      const steps = this.#steps;
-      this.#goAlone();
-      this.#know(leader, seq, base, steps);
-    } else {
-      this.#join();
-    }
+    if (this.#align() || this.#role !== "joining") return;
+    if (message.kind === "welcome") this.#goAlone();
+    else this.#join();
   }
 
   #hearSteps({ leader, steps, status }: Message & { kind: "steps" }): void {
@@ -250,14 +247,14 @@ export class Share {
     }
   }
 
-  /** Follows, if the leader's cursor was at some step what this tab's is now. */
-  #align(): void {
-    if (!this.#leader || (this.#role !== "joining" && this.#role !== "alone")) return;
+  /** Follows, if the leader's cursor was at some step what this tab's is now; says whether it was. */
+  #align(): boolean {
+    if (!this.#leader || (this.#role !== "joining" && this.#role !== "alone")) return false;
     const mine = this.#host.position();
     // From the newest on: after that the leader's cursor has not stood there again.
     let index = this.#steps.length;
     while (index > 0 && !isSame(this.#steps[index - 1]!.position, mine)) index -= 1;
-    if (index === 0 && !isSame(this.#base, mine)) return;
+    if (index === 0 && !isSame(this.#base, mine)) return false;
     const missed = this.#steps.slice(index);
     const start = index > 0 ? this.#steps[index - 1]!.position : this.#base;
     clearTimeout(this.#timer);
@@ -269,6 +266,7 @@ export class Share {
     // Best-effort events among them may have come by the tab's own connection.
     this.#take(missed.filter((step) => step.event.hasId));
     this.#follow(this.#status);
+    return true;
   }
 
   #follow(status: Status): void {

@@ -58,6 +58,8 @@ export function openFetch(
   };
 
   async function run(): Promise<void> {
+    await null; // the page's functions may close what is being opened, so it has to be there
+    if (abort.signal.aborted) return;
     const headers = new Headers(await options.headers());
     headers.set("Accept", "text/event-stream");
     if (abort.signal.aborted) return;

@@ -195,6 +195,43 @@ test("a denied leader ends itself; each of the others asks for itself", async (t
   assert.deepEqual(tabs.map(({ stream }) => stream.status), ["denied", "live", "live"]);
 });
 
+test("a tab that a handler closes, as its leader has gone, leaves the others alone", async (t) => {
+  const log = await Log.start(t);
+  const tabs = [log.tab(0), log.tab(0), log.tab(0)];
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+  const errors: unknown[] = [];
+  const note = (error: unknown): void => void errors.push(error);
+  process.on("uncaughtException", note);
+  t.after(() => process.off("uncaughtException", note));
+  const { stream } = tabs[2]!;
+  stream.addEventListener("stream-status", ({ status }) => status === "connecting" && stream.close());
+
+  tabs[0]!.stream.close();
+  await until(() => log.server.requests.length === 2, "the second leads");
+  log.send();
+  await until(() => tabs[1]!.data.length, "the event");
+
+  assert.equal(tabs[2]!.statuses.at(-1), "closed");
+  assert.deepEqual(errors, []);
+});
+
+test("a leader that a handler reconnects gets in line, and nothing is lost or comes twice", async (t) => {
+  const log = await Log.start(t);
+  const tabs = [log.tab(0), log.tab(0)];
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+  const { stream } = tabs[0]!;
+  stream.addEventListener("message", ({ data }) => data === "3" && stream.reconnect());
+
+  log.send(3);
+  await until(() => tabs.every(({ data }) => data.length === 3), "the events");
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live again");
+  log.send(2);
+  await until(() => tabs.every(({ data }) => data.length === 5), "two more");
+
+  for (const { data } of tabs) assert.deepEqual(data, range(1, 5));
+  assert.equal(log.connections, 1);
+});
+
 test("a reset reaches all tabs, in its place", async (t) => {
   const log = await Log.start(t);
   const tabs = [log.tab(0), log.tab(0)];

@@ -146,6 +146,72 @@ test("nothing is dispatched after close, not even the rest of what has arrived",
   assert.equal(server.requests.length, 1);
 });
 
+for (const last of ["connecting", "offline"] as const) {
+  test(`a stream that a handler closes when its status is ${last} stays closed`, async (t) => {
+    const server = await Server.start(t, (response, _, number) => {
+      if (number === 1) open(response, opening("c:0"));
+      else response.writeHead(503).end();
+    });
+    const { stream, statuses, types } = new Recorder(t, server.url);
+    stream.addEventListener("stream-status", ({ status }) => status === last && stream.close());
+    await until(() => stream.status === "live", "it is live");
+
+    server.cut();
+    await until(() => stream.status === "closed", "it is closed");
+    const [requests, dispatched] = [server.requests.length, types.length];
+    await sleep(300);
+
+    assert.equal(stream.readyState, EventStream.CLOSED);
+    assert.equal(statuses.filter((status) => status === "closed").length, 1);
+    assert.equal(server.requests.length, requests);
+    assert.equal(types.length, dispatched);
+    assert.equal(server.responses.size, 0);
+  });
+}
+
+test("a stream that a handler reconnects when it is offline does so once", async (t) => {
+  const server = await Server.start(t, (response, _, number) => {
+    if (number === 2) response.writeHead(503).end();
+    else open(response, opening("c:0"));
+  });
+  const { stream } = new Recorder(t, server.url);
+  stream.addEventListener("stream-status", ({ status }) => status === "offline" && stream.reconnect());
+  await until(() => stream.status === "live", "it is live");
+
+  server.cut();
+  await until(() => server.requests.length === 3, "it has reconnected");
+  await sleep(300);
+
+  assert.equal(stream.status, "live");
+  assert.equal(server.requests.length, 3);
+});
+
+test("a refusal is not told to a stream that a handler has closed by then", async (t) => {
+  const server = await Server.start(t, (response) => response.writeHead(403).end());
+  const { stream, types } = new Recorder(t, server.url);
+  stream.addEventListener("stream-status", ({ status }) => status === "denied" && stream.close());
+
+  await until(() => stream.status === "closed", "it is closed");
+  await sleep(50);
+
+  assert.deepEqual(types, []);
+});
+
+test("a function for headers may close the stream, which then asks for nothing", async (t) => {
+  const server = await Server.start(t, (response) => open(response));
+  const { stream } = new Recorder(t, server.url, {
+    headers: () => {
+      stream.close();
+      return {};
+    },
+  });
+
+  await until(() => stream.status === "closed", "it is closed");
+  await sleep(100);
+
+  assert.equal(server.requests.length, 0);
+});
+
 test("stream-reset has its channels, and sets the cursor back", async (t) => {
   const reset = event("a:2,b:7", '{"channels": ["a"]}', "stream-reset");
   const server = await Server.start(t, (response) => open(response, opening("a:99,b:7") + reset + event("a:3,b:7", "a3")));

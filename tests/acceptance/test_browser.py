@@ -265,6 +265,25 @@ def test_handler_that_throws_loses_nothing(
     assert tab.status() == "live"
 
 
+def test_stream_that_its_page_closes_when_it_is_lost_stays_closed(
+    stack: Stack, context: BrowserContext
+) -> None:
+    tab = Tab(context, stack.url, "closed").until("live")
+    tab.page.evaluate(
+        "stream.addEventListener('stream-status', ({ status }) => {"
+        " if (status !== 'closed') stream.close(); })"
+    )
+    requests: list[str] = []
+    tab.page.on("request", lambda request: requests.append(request.url))
+    stack.kill_and_restart_holders()
+    tab.until("closed")
+    tab.page.evaluate("dispatchEvent(new Event('online'))")
+    tab.page.wait_for_timeout(5000)  # the first wait is of four seconds at most
+
+    assert requests == []
+    assert tab.page.evaluate("[stream.status, stream.readyState]") == ["closed", 2]
+
+
 def test_server_that_is_killed_and_restarted_costs_no_event(
     stack: Stack, context: BrowserContext
 ) -> None:
