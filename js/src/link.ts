@@ -158,8 +158,9 @@ export class Link {
       if (event.type === "stream-open") this.#readOpening(event.data);
       else if (!event.type.startsWith("stream-") && event.type !== "keep-alive") this.#attempt = 0;
     }
+    const connection = this.#connection;
     this.#host.receive(events);
-    if (!this.#isStarted) return;
+    if (this.#connection !== connection) return; // an event, or a handler of one, has ended it
     const isAtHead = this.#head !== "" && isWithin(this.#head, this.#host.position() ?? "");
     const isAlone = events.length === 1;
     this.#isCaughtUp ||= isAtHead;

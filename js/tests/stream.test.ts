@@ -263,6 +263,32 @@ test("a stream-error of the server's own fault is tried again", async (t) => {
   assert.notEqual(stream.status, "denied");
 });
 
+const ENDS: Record<string, (stream: EventStream) => string> = {
+  "an internal error": () => event("error", '{"condition": "internal-error", "text": "Oops"}', "stream-error"),
+  "a token that has expired": () => 'event: stream-error\ndata: {"condition": "token-expired", "text": "It is over."}\n\n',
+  "reconnect() in a handler": (stream) => {
+    stream.addEventListener("message", () => stream.reconnect());
+    return event(2);
+  },
+};
+for (const [name, prepare] of Object.entries(ENDS)) {
+  test(`${name} leaves a stream that connects, and is not live`, async (t) => {
+    const server = await Server.start(t, (response, _, number) => {
+      if (number === 1) open(response, opening("c:1"));
+    });
+    const options = { lastEventId: "c:1", token: () => "t" };
+    const { stream, statuses } = new Recorder(t, server.url, options);
+    await until(() => stream.status === "live", "it is live");
+
+    server.write(prepare(stream));
+    await until(() => server.requests.length === 2, "the second request");
+    await sleep(50);
+
+    assert.deepEqual(statuses, ["live", "connecting"]);
+    assert.equal(stream.readyState, EventStream.CONNECTING);
+  });
+}
+
 for (const [status, condition] of [[400, "bad-request"], [403, "forbidden"], [401, "forbidden"], [404, "bad-request"], [501, "bad-request"]] as const) {
   test(`an answer of ${status} is a refusal: ${condition}`, async (t) => {
     const server = await Server.start(t, (response) => response.writeHead(status).end());
