@@ -351,8 +351,8 @@ export class EventStream extends EventTarget {
         break;
       default:
         if (hasId && cursor !== null && isWithin(id, cursor)) return false;
-        if (hasId) this.#cursor = id;
-        else init.lastEventId = this.lastEventId;
+        if (hasId) this.#cursor = advance(cursor, id);
+        init.lastEventId = this.lastEventId;
     }
     if (event instanceof StreamErrorEvent) {
       if (event.condition === "token-expired" && this.#canRenew) {
@@ -424,6 +424,18 @@ function merge(cursor: string | null, opening: string): string {
   const theirs = parsePosition(opening);
   if (!mine || !theirs) return cursor ?? opening;
   return [...theirs].map(([channel, place]) => `${channel}:${mine.get(channel) ?? place}`).join(",");
+}
+
+/** What an id says of other channels than its event's may be behind the tab's own place there. */
+function advance(cursor: string | null, id: string): string {
+  const mine = parsePosition((cursor ??= ""));
+  const theirs = parsePosition(id);
+  if (!mine || !theirs) return id;
+  const ahead = tidy(cursor).split(",").filter((entry) => {
+    const channel = entry.slice(0, entry.lastIndexOf(":"));
+    return theirs.has(channel) && mine.get(channel)! > theirs.get(channel)!;
+  });
+  return tidy([id, ...ahead].join(","));
 }
 
 function resolve(url: string | URL): URL {

@@ -81,6 +81,43 @@ test("an id that names its channel twice, as a proxy's does, is the last of the 
   assert.equal(server.requests[1]!.query.get("lastEventId"), "a:2,b:1");
 });
 
+const INTERLEAVED: Record<string, [string, string[], string]> = {
+  "of events that a page read meanwhile has again": [
+    event("a:6,b:5", "a6") + event("a:6,b:6", "b6") +
+      event("a:6,b:5", "a6") + event("a:7,b:5", "a7") + event("a:7,b:6", "b6") + event("a:8,b:6", "a8"),
+    ["a6", "b6", "a7", "a8"],
+    "a:8,b:6",
+  ],
+  "of a proxy that is behind in another channel": [
+    event("a:5,b:5,a:6", "a6") + event("a:5,b:5,b:6", "b6") + event("a:6,b:6,a:6", "a6") + event("a:6,b:6,a:7", "a7"),
+    ["a6", "b6", "a7"],
+    "a:7,b:6",
+  ],
+};
+for (const [name, [text, expected, last]] of Object.entries(INTERLEAVED)) {
+  test(`ids do not take the cursor back in another channel: ${name}`, async (t) => {
+    const server = await Server.start(t, (response) => open(response, opening("a:5,b:5") + text));
+    const { stream, data, ids } = new Recorder(t, server.url, { lastEventId: "a:5,b:5" });
+
+    await until(() => data.includes(expected.at(-1)!), "the last event");
+
+    assert.deepEqual(data, expected);
+    assert.equal(ids[1], "a:6,b:6");
+    assert.equal(ids.at(-1), stream.lastEventId);
+    assert.equal(stream.lastEventId, last);
+  });
+}
+
+test("a place that JavaScript cannot count to is sent back as it came", async (t) => {
+  const id = "a:9223372036854775807,b:4";
+  const server = await Server.start(t, (response) => open(response, event(id)));
+  const { stream, data } = new Recorder(t, server.url, { lastEventId: "a:1,b:5" });
+
+  await until(() => data.length, "the event");
+
+  assert.equal(stream.lastEventId, "a:9223372036854775807,b:5");
+});
+
 test("ids of types that nobody listens to count", async (t) => {
   const server = await Server.start(t, (response) => open(response, event(1, "x", "other")));
   const { stream } = new Recorder(t, server.url);
