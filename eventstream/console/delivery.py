@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from django.db import DatabaseError, connections
+from django.db import Error, connections
 
 from eventstream import conf, jobs, pausing
 from eventstream.console.overview import has_several_outboxes
@@ -106,9 +106,8 @@ def _show_paused(screen: Screen, using: str, targets: Sequence[str]) -> list[Lev
 def run_relay(screen: Screen, *, interval: float, once: bool) -> int:
     """Sweep and prune in this process, without Celery, until it is told to end."""
     if once:
-        for using in conf.get_options().databases:
-            screen.line(f"{using}: {_sweep(using)}")
-        return 0
+        done = [_tend(screen, u, is_told=True) for u in conf.get_options().databases]
+        return 0 if all(done) else 2
     stopped = threading.Event()
     pruned_at = -PRUNE_SECONDS
     screen.line(
@@ -119,24 +118,41 @@ def run_relay(screen: Screen, *, interval: float, once: bool) -> int:
         while True:
             is_due = time.monotonic() - pruned_at >= PRUNE_SECONDS
             for using in conf.get_options().databases:
-                try:
-                    result = _sweep(using)
-                    if not result.startswith("0 events, 0 partitions"):
-                        screen.line(f"{using}: {result}")
-                    if is_due:
-                        jobs.prune(using)
-                except DatabaseError as error:
-                    logger.warning("The outbox %s cannot be swept: %s", using, error)
-                    connections[using].close()
+                _tend(screen, using, prunes=is_due)
             if is_due:
                 pruned_at = time.monotonic()
             if stopped.wait(interval):
                 return 0
 
 
-def _sweep(using: str) -> str:
-    """Publish what waits in an outbox, and say what came of it."""
-    return jobs.republish(using) or "another process is sweeping"
+def _tend(
+    screen: Screen, using: str, *, prunes: bool = False, is_told: bool = False
+) -> bool:
+    """Sweep one outbox, and prune it; what fails keeps no other waiting.
+
+    Args:
+        screen: Where to say what came of it.
+        using: Database alias.
+        prunes: Prune as well.
+        is_told: Say so also if nothing was waiting.
+
+    Returns:
+        Whether it could be done.
+    """
+    try:
+        result = jobs.republish(using) or "another process is sweeping"
+        if is_told or not result.startswith("0 events, 0 partitions"):
+            screen.line(f"{using}: {result}")
+        if prunes:
+            jobs.prune(using)
+    except Error as error:
+        logger.warning("The outbox %s cannot be swept: %s", using, error)
+    except Exception:
+        logger.exception("The outbox %s cannot be swept", using)
+    else:
+        return True
+    connections[using].close()
+    return False
 
 
 @contextmanager

@@ -129,6 +129,19 @@ def test_outbox_whose_database_is_away_keeps_no_other_waiting(
     assert [str(result.result) for result in (swept, pruned)] == ["other is away"] * 2
 
 
+@pytest.mark.usefixtures("without_other")
+def test_relay_without_celery_goes_on_where_it_can(
+    targets: dict[str, RecordingTarget], settings: Settings
+) -> None:
+    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    send_event("orders", "message", 1, using="default")
+
+    output = run("relay", "--once", code=2)
+
+    assert targets["a"].ids("orders") == [1]
+    assert "default: 2 events" in output  # one for each target
+
+
 def test_account_is_asked_for_where_it_is_written(settings: Settings) -> None:
     for using in ("default", "other"):
         User.objects.using(using).create(pk=7, username="ann")
