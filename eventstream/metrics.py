@@ -245,7 +245,7 @@ def _of_targets(states: list[Status]) -> Iterator[Any]:
 def _of_jobs(states: list[Status]) -> Iterator[Any]:
     last_run = GaugeMetricFamily(
         "eventstream_last_run_timestamp_seconds",
-        "When sweep and prune last ended; 0 for never.",
+        "When sweep and prune last succeeded; 0 for never.",
         labels=["database", "task"],
     )
     for status in states:
