@@ -78,6 +78,14 @@ def send(
         screen.line(f"{channel}:{sent.event_id} is {state.value}.")
     if state is EventState.CONFIRMED:
         return 0
+    if state is EventState.DEAD:
+        screen.finding(
+            Level.ERROR,
+            "event",
+            "a target refused it for good; readers get it from the log.",
+            "`python manage.py eventstream undelivered --dead` says which, and why.",
+        )
+        return 1
     screen.finding(
         Level.WARNING,
         "event",
@@ -123,6 +131,7 @@ def tail(
             place = event.eid
         if left is not None:
             left -= len(log.rows)
+        screen.flush()
         if not log.rows and left != 0:
             time.sleep(POLL_SECONDS)
     return 0

@@ -31,6 +31,7 @@ def show_status(
                 write_status(screen, state)
         if watch is None:
             return max(EXIT_CODES[state.level] for state in states)
+        screen.flush()
         time.sleep(watch)
 
 

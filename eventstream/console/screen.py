@@ -21,6 +21,7 @@ class Output(Protocol):
 
     def write(self, text: str) -> Any: ...
     def isatty(self) -> bool: ...
+    def flush(self) -> None: ...
 
 
 class Screen:
@@ -34,6 +35,10 @@ class Screen:
     def line(self, text: str = "", level: Level | None = None) -> None:
         """Write one line; a level colours it."""
         self._out.write(text)
+
+    def flush(self) -> None:
+        """Have whoever reads a pipe see it now."""
+        self._out.flush()
 
     def finding(self, level: Level, subject: str, text: str, hint: str) -> None:
         """Write what was found, and below it what to do."""

@@ -6,14 +6,17 @@ import contextlib
 import io
 import json
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connections
+from django.db import connection, connections
 from django.db.models.functions import Now
 from pytest_django import Settings
 
@@ -26,6 +29,7 @@ from eventstream.rows import partition_of
 from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 from tests.integration.test_relay import ago
+from tests.support.processes import ROOT
 from tests.support.targets import RecordingTarget
 
 pytestmark = [
@@ -45,6 +49,28 @@ def run(*arguments: str, code: int = 0) -> str:
         call_command("eventstream", *arguments, stdout=out)
     assert not code or ended.value.code == code, out.getvalue()
     return out.getvalue()
+
+
+@contextlib.contextmanager
+def in_a_pipe(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a subcommand as a process of its own, with the tests' database."""
+    name = str(connection.settings_dict["NAME"])
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+    env.pop("PYTHONUNBUFFERED", None)
+    if connection.vendor == "sqlite":
+        env |= {"ES_SQLITE": name, "ES_DB": ""}
+    else:
+        env["ES_DB"] = f"{os.environ['ES_DB'].rpartition('/')[0]}/{name}"
+    with subprocess.Popen(
+        [sys.executable, "manage.py", "eventstream", *arguments],
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
 
 
 def later(*calls: Callable[[], object]) -> threading.Timer:
@@ -126,6 +152,20 @@ def test_event_that_nobody_relays_is_told_and_exits_with_1() -> None:
 
     assert printed.startswith("The event on orders is stored, and has no id yet.")
     assert Event.objects.get().data == "as it is"
+
+
+def test_event_that_a_target_refuses_is_told_as_refused(targets: Targets) -> None:
+    targets["a"].poison = {"1"}
+    relays = later(partial(relay_all, "default"))
+
+    printed = run("send", "orders", "1", code=1)
+    relays.join()
+
+    assert printed.splitlines() == [
+        "orders:1 is dead.",
+        "ERROR: event: a target refused it for good; readers get it from the log.",
+        "    `python manage.py eventstream undelivered --dead` says which, and why.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -362,6 +402,64 @@ def test_readers_are_only_reset_by_who_means_it(
     assert get_storage().current_ids("default", ["orders"])["orders"] > 10**15
 
 
+def test_readers_are_not_reset_where_nobody_can_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+
+    with pytest.raises(CommandError, match=r"Nothing was changed: .* --no-input"):
+        run("reset-readers")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("status --watch -1", "--watch: must be 0.1 to 86,400"),
+        ("status --watch nan", "--watch: must be 0.1 to 86,400"),
+        ("send orders 1 --wait nan", "--wait: must be 0 to 86,400"),
+        ("tail orders --from -1", "--from: must be 0 to 9,223,372,036,854,775,807"),
+        (f"tail orders --from 1{'0' * 23}", "--from: must be 0 to"),
+        ("tail orders --count 0", "--count: must be 1 to"),
+        ("undelivered --limit 0", "--limit: must be 1 to 100,000"),
+        ("undelivered --limit -5", "--limit: must be 1 to 100,000"),
+        ("undelivered --limit all", "--limit: must be a whole number"),
+        ("relay --interval 0", "--interval: must be 0.01 to 3,600"),
+        ("relay --interval -1", "--interval: must be 0.01 to 3,600"),
+        ("relay --interval often", "--interval: must be a number"),
+        ("bench-proxy --seconds 0", "--seconds: must be 0.01 to 3,600"),
+        ("bench-proxy --rate -1", "--rate: must be 0 to 1,000,000"),
+    ],
+)
+def test_number_out_of_its_limits_is_an_error(command: str, message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        run(*command.split())
+
+
+@pytest.mark.parametrize("command", ["status --json --offline", "tail orders --from 0"])
+def test_command_ends_without_a_traceback_when_nobody_reads_on(command: str) -> None:
+    send(3)
+    relay_all("default")
+
+    with in_a_pipe(*command.split()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+
+    assert (process.returncode, errors) == (141, "")
+
+
+def test_tail_shows_a_pipe_each_event_at_once() -> None:
+    send(1)
+    relay_all("default")
+
+    with in_a_pipe("tail", "orders", "--from", "0") as process:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 30)[0]
+        assert process.stdout.readline() == "orders:1  message  0\n"
+        process.kill()
+
+
 def test_bench_measures_each_size_of_batch(targets: Targets) -> None:
     printed = run("bench-proxy", "a", "--seconds", "0.01")
 
@@ -397,6 +495,31 @@ def test_doctor_says_how_to_mend_settings_and_targets(
     assert "WARNING: settings: EVENTSTREAM_BATCH_BYTES is less than twice" in printed
     assert "ERROR: a: Failing; nothing waits for it. Its answer: a is down" in printed
     assert printed.splitlines()[-1] == "Something is broken; see the errors."
+
+
+def test_doctor_takes_best_effort_for_a_pass(settings: Settings) -> None:
+    settings.EVENTSTREAM_STORAGE_CLASS = None
+    jobs.republish("default")
+
+    printed = run("doctor", "--send")
+
+    assert "OK: round trip: an event was sent, best effort" in printed
+    assert printed.splitlines()[-1] == "All is well."
+
+
+class Everything(set[str]):
+    def __contains__(self, data: object) -> bool:
+        return data != ""  # that of the probe
+
+
+def test_doctor_says_that_a_target_refuses_its_event(targets: Targets) -> None:
+    targets["a"].poison = Everything()
+    relays = later(partial(relay_all, "default"))
+
+    printed = run("doctor", "--send", code=2)
+    relays.join()
+
+    assert "ERROR: round trip: a target refused an event for good." in printed
 
 
 def test_doctor_finds_keys_that_do_not_match(settings: Settings) -> None:

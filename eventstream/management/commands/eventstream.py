@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -19,10 +20,14 @@ from eventstream.console import (
     events,
     overview,
 )
+from eventstream.console.arguments import number, whole
 from eventstream.console.screen import make_screen
 from eventstream.exceptions import EventStreamError
+from eventstream.log import NO_END
 
+DAY = 86_400
 EXIT_UNKNOWN = 3
+EXIT_NOBODY_READS = 141  # as a shell has it of those whom SIGPIPE has ended
 
 
 class _HelpFormatter(DjangoHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -72,7 +77,10 @@ class Command(BaseCommand):
             help="Ask the database only, not broker, bus and proxies.",
         )
         sub.add_argument(
-            "--watch", type=float, metavar="SECONDS", help="Again and again."
+            "--watch",
+            type=number(0.1, DAY),
+            metavar="SECONDS",
+            help="Again and again.",
         )
 
         sub = add(
@@ -88,7 +96,7 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
         sub.add_argument(
             "--text", action="store_true", help="Send the data as it is, not as JSON."
         )
-        sub.add_argument("--wait", type=float, default=10, metavar="SECONDS")
+        sub.add_argument("--wait", type=number(0, DAY), default=10, metavar="SECONDS")
         sub.add_argument("--using", help="Database alias; by default the first.")
 
         sub = add(
@@ -98,10 +106,10 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
         )
         sub.add_argument("channel")
         sub.add_argument(
-            "--from", type=int, dest="position", metavar="ID",
+            "--from", type=whole(0, NO_END), dest="position", metavar="ID",
             help="What follows this event id; without it, what is new.",
         )  # fmt: skip
-        sub.add_argument("--count", type=int, help="End after so many.")
+        sub.add_argument("--count", type=whole(1, NO_END), help="End after so many.")
         sub.add_argument("--json", action="store_true", help="One JSON object a line.")
 
         sub = add(
@@ -111,7 +119,9 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
             "undelivered\nundelivered --target bus --limit 500\nundelivered --dead",
         )
         _add_targets(sub)
-        sub.add_argument("--limit", type=int, default=50, help="Most of a target.")
+        sub.add_argument(
+            "--limit", type=whole(1, 100_000), default=50, help="Most of a target."
+        )
         sub.add_argument("--dead", action="store_true", help="The dead letters.")
         sub.add_argument("--json", action="store_true", help="One line of JSON.")
         sub.add_argument("--using", help="Database alias; by default all.")
@@ -130,7 +140,9 @@ echo 'as it is' | python manage.py eventstream send log - --text""",
             "and for emergencies.",
             "relay\nrelay --interval 0.2\nrelay --once",
         )
-        sub.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
+        sub.add_argument(
+            "--interval", type=number(0.01, 3600), default=1.0, metavar="SECONDS"
+        )
         sub.add_argument("--once", action="store_true", help="One sweep, then end.")
 
         sub = add(
@@ -194,20 +206,33 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
         )
         sub.add_argument(
             "--seconds",
-            type=float,
+            type=number(0.01, 3600),
             default=2.0,
             help="Without --clients: for each size.",
         )
-        sub.add_argument("--bytes", type=int, default=200, help="Data of an event.")
         sub.add_argument(
-            "--clients", type=int, metavar="N", help="Open so many streams at --url."
+            "--bytes", type=whole(1, 900_000), default=200, help="Data of an event."
+        )
+        sub.add_argument(
+            "--clients",
+            type=whole(1, 1_000_000),
+            metavar="N",
+            help="Open so many streams at --url.",
         )
         sub.add_argument(
             "--url", help="Where browsers open streams: the address of the proxy."
         )
-        sub.add_argument("--events", type=int, default=1000, help="How many to send.")
         sub.add_argument(
-            "--rate", type=float, default=100.0, help="Events a second; 0: at once."
+            "--events",
+            type=whole(1, 100_000_000),
+            default=1000,
+            help="How many to send.",
+        )
+        sub.add_argument(
+            "--rate",
+            type=number(0, 1_000_000),
+            default=100.0,
+            help="Events a second; 0: at once.",
         )
         sub.add_argument(
             "--channel",
@@ -218,7 +243,7 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
             "--user", default="", help="Who the clients are: a user's name."
         )
         sub.add_argument(
-            "--patience", type=float, default=30.0, metavar="SECONDS",
+            "--patience", type=number(0, DAY), default=30.0, metavar="SECONDS",
             help="How long to wait for what is missing.",
         )  # fmt: skip
         sub.add_argument("--json", action="store_true", help="One line of JSON.")
@@ -241,8 +266,13 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
         name = options["subcommand"]
         try:
             code = getattr(self, "do_" + name.replace("-", "_"))(options)
+            self.stdout.flush()
         except KeyboardInterrupt:
             code = 130
+        except BrokenPipeError:
+            # Of `head`, which has enough. At its end Python writes what is left once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = EXIT_NOBODY_READS
         except EventStreamError as error:
             raise CommandError(str(error)) from error
         except ImproperlyConfigured as error:
@@ -327,7 +357,14 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
     def do_reset_readers(self, options: dict[str, Any]) -> int:
         if not options["no_input"]:
             question = "Every client will load its page's state anew. Go on? [y/N] "
-            if input(question).strip().lower() not in ("y", "yes"):
+            try:
+                answer = input(question)
+            except EOFError:
+                raise CommandError(
+                    "Nothing was changed: nobody is there to ask. --no-input does it "
+                    "without a question."
+                ) from None
+            if answer.strip().lower() not in ("y", "yes"):
                 raise CommandError("Nothing was changed.")
         return delivery.reset_readers(self._screen(options))
 
