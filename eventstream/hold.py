@@ -66,6 +66,7 @@ def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
         format_position(page.begin),
         head=format_position(page.heads),
         keep_alive=options.keep_alive,
+        state_count=page.state_count,
     )
     text = preamble + page.text
     return _respond(

@@ -34,7 +34,11 @@ from eventstream.exceptions import (
     ExpiredLinkError,
     InvalidChannelError,
 )
-from eventstream.initial import encode_initial_state, read_initial_states
+from eventstream.initial import (
+    encode_initial_state,
+    has_initial_states,
+    read_initial_states,
+)
 from eventstream.pieces import Wanted, read_piece
 from eventstream.positions import format_position, parse_position, split_position
 from eventstream.specs import check_channel
@@ -93,6 +97,7 @@ class Page:
         positions: Where that leaves the reader, in every reliable channel.
         is_last: Whether the reader has caught up.
         heads: The newest event id of every reliable channel, as this read began.
+        state_count: How many initial states the text has; None where no channel ever has one.
     """
 
     text: str = field(repr=False)  # logs and error pages must not show it
@@ -100,6 +105,7 @@ class Page:
     positions: dict[str, int]
     is_last: bool
     heads: dict[str, int]
+    state_count: int | None
 
 
 def read_request(request: HttpRequest, view_kwargs: Mapping[str, Any]) -> Reader:
@@ -296,7 +302,9 @@ def read_page(reader: Reader, *, is_opening: bool = False) -> Page:
         first.append(encode_initial_state(body, event_id))
     if parts:
         instruments.active.catch_up("proxy")
-    return Page("".join([*first, *parts]), begin, positions, is_last, heads)
+    text = "".join([*first, *parts])
+    state_count = len(states) if has_initial_states() else None
+    return Page(text, begin, positions, is_last, heads, state_count)
 
 
 class _Found(NamedTuple):

@@ -108,12 +108,14 @@ def encode_preamble(
     *,
     head: str = "",
     keep_alive: float = 0,
+    state_count: int | None = None,
 ) -> str:
     """Return what opens a stream: padding, retry and stream-open.
 
     stream-open carries the position, so that a client which is cut off before its first
     event comes back from there and not from wherever the channel is by then. Its data
-    tell a client when it has caught up, and how long a silence is suspicious.
+    tell a client when it has caught up, how long a silence is suspicious, and whether
+    streams of this site may begin with what a client that joins a stream later would miss.
 
     Args:
         padding: Bytes of comment, which make some browsers and proxies show the stream
@@ -122,8 +124,12 @@ def encode_preamble(
         event_id: The position at which the stream begins; "" where nothing is stored.
         head: The position of the newest events; "" where nothing is stored.
         keep_alive: Seconds of silence after which the stream gets a keep-alive.
+        state_count: How many initial states follow; None where no channel ever has one.
     """
     comment = f":{' ' * padding}\n" if padding else ""
     retry_line = "" if retry is None else f"retry: {retry}\n"
-    data = json.dumps({"head": head, "keep_alive": keep_alive})
+    opening = {"head": head, "keep_alive": keep_alive}
+    if state_count is not None:
+        opening["states"] = state_count
+    data = json.dumps(opening)
     return f"{comment}{retry_line}{encode_event('stream-open', data, event_id or None)}"

@@ -14,6 +14,7 @@ from eventstream.hub.channels import Channels
 from eventstream.hub.log import Log
 from eventstream.hub.subscribers import Subscriber
 from eventstream.hub.tails import ChannelState
+from eventstream.initial import has_initial_states
 from eventstream.latency import Sampler
 from eventstream.positions import format_position
 
@@ -48,6 +49,7 @@ class Streams:
             subscriber.event_id(),
             head=format_position({s.name: s.head for s in states if s.is_reliable}),
             keep_alive=options.keep_alive,
+            state_count=len(beginnings) if has_initial_states() else None,
         )
         if not subscriber.error:
             opening += encode_beginnings(subscriber, beginnings)

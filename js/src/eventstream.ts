@@ -351,7 +351,7 @@ export class EventStream extends EventTarget {
         break;
       default:
         if (hasId && cursor !== null && isWithin(id, cursor)) return false;
-        if (hasId) this.#cursor = advance(cursor, id);
+        if (hasId) this.#cursor = advance(this.lastEventId, id);
         init.lastEventId = this.lastEventId;
     }
     if (event instanceof StreamErrorEvent) {
@@ -427,8 +427,8 @@ function merge(cursor: string | null, opening: string): string {
 }
 
 /** What an id says of other channels than its event's may be behind the tab's own place there. */
-function advance(cursor: string | null, id: string): string {
-  const mine = parsePosition((cursor ??= ""));
+function advance(cursor: string, id: string): string {
+  const mine = parsePosition(cursor);
   const theirs = parsePosition(id);
   if (!mine || !theirs) return id;
   const ahead = tidy(cursor).split(",").filter((entry) => {

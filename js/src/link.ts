@@ -41,6 +41,8 @@ const CONNECT_TIMEOUT = 20_000;
 const QUIET = 1_000;
 // A server under load may take its time between the headers and stream-open.
 const OPENING = 5_000;
+// A state may be large, and the network slow.
+const STATES = 20_000;
 const SPACING = 1_000;
 const STABLE = 10_000;
 const DAY = 86_400_000;
@@ -55,7 +57,11 @@ export class Link {
   #attempt = 0;
   #retry = RETRY;
   #silence: number;
-  #head = "";
+  /** The position to catch up to, "" where nothing is stored; null while the server has not said. */
+  #head: string | null = null;
+  /** Initial states that are still to come. */
+  #awaited = 0;
+  #givesStates: boolean | null = null;
   #isCaughtUp = false;
   #openedAt = 0;
   #startedAt = 0;
@@ -69,6 +75,11 @@ export class Link {
     this.#host = host;
     this.#options = options;
     this.#silence = options.silenceTimeout ?? SILENCE;
+  }
+
+  /** Whether streams of this server may begin with a state; null while it has not said. */
+  get givesStates(): boolean | null {
+    return this.#givesStates;
   }
 
   start(): void {
@@ -130,8 +141,7 @@ export class Link {
 
   #connect(): void {
     this.#drop();
-    this.#head = "";
-    this.#isCaughtUp = false;
+    this.#expect(null);
     this.#startedAt = this.#heardAt = Date.now();
     const sink: Sink = {
       onOpen: () => {
@@ -156,21 +166,35 @@ export class Link {
     if (!events.length) return;
     for (const event of events) {
       if (event.type === "stream-open") this.#readOpening(event.data);
-      else if (!event.type.startsWith("stream-") && event.type !== "keep-alive") this.#attempt = 0;
+      else if (!event.type.startsWith("stream-") && event.type !== "keep-alive") {
+        this.#attempt = 0;
+        this.#awaited = Math.max(0, this.#awaited - 1); // states are the first
+      }
     }
     const connection = this.#connection;
     this.#host.receive(events);
     if (this.#connection !== connection) return; // an event, or a handler of one, has ended it
-    const isAtHead = this.#head !== "" && isWithin(this.#head, this.#host.position() ?? "");
     const isAlone = events.length === 1;
-    this.#isCaughtUp ||= isAtHead;
+    this.#isCaughtUp ||= this.#isAtHead();
     if (this.#isCaughtUp || (isAlone && events[0]!.type === "keep-alive")) {
       clearTimeout(this.#quietTimer);
       this.#setStatus("live");
     } else {
-      if (this.#head) this.#settle(QUIET); // from another server: some seconds after it opened
+      // From another server: some seconds after it opened.
+      if (this.#head !== null) this.#settle(this.#awaited ? STATES : QUIET);
       this.#setStatus("catching-up");
     }
+  }
+
+  #expect(head: string | null, states = 0): void {
+    this.#head = head;
+    this.#awaited = states;
+    this.#isCaughtUp = false;
+  }
+
+  #isAtHead(): boolean {
+    if (this.#head === null || this.#awaited) return false;
+    return this.#head === "" || isWithin(this.#head, this.#host.position() ?? "");
   }
 
   /** Whoever has heard nothing for a second is not catching up, whatever the head was. */
@@ -183,11 +207,12 @@ export class Link {
   }
 
   #readOpening(data: string): void {
-    this.#head = "";
-    this.#isCaughtUp = false;
+    this.#expect(null);
+    this.#givesStates = false;
     try {
-      const opening = JSON.parse(data) as { head?: unknown; keep_alive?: unknown };
-      if (typeof opening.head === "string") this.#head = opening.head;
+      const opening = JSON.parse(data) as { head?: unknown; keep_alive?: unknown; states?: unknown };
+      if (typeof opening.head === "string") this.#expect(opening.head, Number(opening.states) || 0);
+      this.#givesStates = opening.states !== undefined;
       if (this.#options.silenceTimeout === null && Number(opening.keep_alive) > 0) {
         // Two keep-alives may be late or lost; a third is not coming.
         this.#silence = Number(opening.keep_alive) * 2_000 + 5_000;

@@ -9,8 +9,9 @@
  * the leader from the place where the leader's cursor was *equal* to its own, and from there
  * it takes number after number. A tab whose cursor the leader has never had (its page is
  * older than what the leader remembers, or two channels moved in another order) reads by a
- * connection of its own until the two are equal. So does one that hears no leader. Whatever
- * happens to messages, locks and timers, a tab can only have one connection too many.
+ * connection of its own until the two are equal. So does one that hears no leader, and one
+ * without a cursor that may begin with an initial state, until it has that. Whatever happens
+ * to messages, locks and timers, a tab can only have one connection too many.
  */
 
 import type { ParsedEvent } from "./parser.ts";
@@ -39,6 +40,8 @@ interface State {
   seq: number;
   position: string | null;
   status: Status;
+  /** A tab without a cursor that follows from here misses no initial state. */
+  isPlain: boolean;
 }
 
 type Message =
@@ -69,6 +72,10 @@ export class Share {
   #heardAt = 0;
   #askedAt = 0;
   #status: Status = "connecting";
+  /** Whether this tab has what its stream begins with. */
+  #hasBegun = false;
+  /** Whether the leader's stream begins with nothing that this tab would miss. */
+  #isPlain = false;
   /** The leader's name and last number, "" while unknown. */
   #leader = "";
   #seq = 0;
@@ -145,13 +152,17 @@ export class Share {
   /** What the link makes of its connection; a follower has the leader's word for it. */
   onLinkStatus(status: Status): void {
     if (this.#role !== "leading" && this.#role !== "alone") return;
+    if (status === "live") this.#hasBegun = true;
     this.#setStatus(status);
     if (this.#role === "leading") this.#say({ kind: "state", ...this.#state });
+    else this.#align();
   }
 
   get #state(): State {
     const position = this.#host.position();
-    return { leader: this.#tab, seq: this.#seq, position, status: this.#status };
+    const { givesStates } = this.#link;
+    const isPlain = givesStates === false || (givesStates === null && position === null);
+    return { leader: this.#tab, seq: this.#seq, position, status: this.#status, isPlain };
   }
 
   #say(message: Message): void {
@@ -169,6 +180,7 @@ export class Share {
   /** Asks the leader where it stands; without an answer, reads alone. */
   #join(): void {
     this.#role = "joining";
+    this.#hasBegun = this.#host.position() !== null;
     this.#know("", 0, null);
     this.#ask();
     this.#setStatus("connecting");
@@ -211,7 +223,7 @@ export class Share {
       if (message.leader === this.#leader && this.#role === "following") this.#join();
       return;
     }
-    const { leader, seq, position, status } = message;
+    const { leader, seq, position, status, isPlain } = message;
     if (leader === this.#leader && seq <= this.#seq) {
       // An old acquaintance; a message that was sent before the last one says nothing new.
       if (this.#role === "following") clearTimeout(this.#timer);
@@ -221,6 +233,7 @@ export class Share {
     // A leader that is new to us, or has gone on without us.
     if (this.#role === "following") this.#role = "joining";
     this.#status = status;
+    this.#isPlain = isPlain;
     if (message.kind === "welcome") this.#know(leader, seq, message.base, message.steps);
     else this.#know(leader, seq, position);
     if (this.#align() || this.#role !== "joining") return;
@@ -250,6 +263,7 @@ export class Share {
   /** Follows, if the leader's cursor was at some step what this tab's is now; says whether it was. */
   #align(): boolean {
     if (!this.#leader || (this.#role !== "joining" && this.#role !== "alone")) return false;
+    if (!this.#hasBegun && !this.#isPlain) return false;
     const mine = this.#host.position();
     // From the newest on: after that the leader's cursor has not stood there again.
     let index = this.#steps.length;

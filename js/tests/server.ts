@@ -58,9 +58,14 @@ export function event(id: string | number, data: string | number = id, type = "m
   return `id: ${position}\nevent: ${type}\ndata: ${data}\n\n`;
 }
 
-export function opening(position: string, head = position, keepAlive = 20): string {
-  const data = JSON.stringify({ head, keep_alive: keepAlive });
-  return `id: ${position}\nevent: stream-open\ndata: ${data}\n\n`;
+export function opening(position: string, head = position, keepAlive = 20, states?: number): string {
+  const data = JSON.stringify({ head, keep_alive: keepAlive, states });
+  return `${position && `id: ${position}\n`}event: stream-open\ndata: ${data}\n\n`;
+}
+
+/** An initial state: with the position it leads to, or "" of a best-effort channel. */
+export function state(position: string, data: string | number): string {
+  return `${position && `id: ${position}\n`}event: initial-state\ndata: ${data}\n\n`;
 }
 
 /** A stream that notes what it dispatches, and is closed with the test. */
@@ -70,6 +75,7 @@ export class Recorder {
   readonly ids: string[] = [];
   readonly statuses: string[] = [];
   readonly types: string[] = [];
+  readonly states: string[] = [];
 
   constructor(t: TestContext, url: string, options: EventStreamOptions = {}) {
     this.stream = new EventStream(url, { max_retry_time: 40, ...options });
@@ -78,6 +84,7 @@ export class Recorder {
       this.data.push(message.data);
       this.ids.push(message.lastEventId);
     });
+    this.stream.addEventListener("initial-state", (message) => this.states.push(message.data));
     this.stream.addEventListener("stream-status", ({ status }) => this.statuses.push(status));
     for (const type of ["open", "error", "stream-open", "stream-reset", "stream-error"]) {
       this.stream.addEventListener(type, () => this.types.push(type));

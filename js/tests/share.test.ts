@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 
 import { EventStream } from "../src/eventstream.ts";
-import { event, open, opening, Recorder, Server, sleep, until } from "./server.ts";
+import { event, open, opening, Recorder, Server, sleep, state, until } from "./server.ts";
 
 let names = 0;
 
@@ -230,6 +230,65 @@ test("a leader that a handler reconnects gets in line, and nothing is lost or co
 
   for (const { data } of tabs) assert.deepEqual(data, range(1, 5));
   assert.equal(log.connections, 1);
+});
+
+/** A server whose streams begin with a state, where they have no position. */
+async function startStateful(
+  t: TestContext,
+  answer: (head: number) => [opening: string, state: string],
+  delay = 0,
+): Promise<{ server: Server; tab: () => Recorder; send: () => void }> {
+  let head = 3;
+  const server = await Server.start(t, (response, { query }) => {
+    const from = query.get("lastEventId");
+    if (from) return open(response, opening(from, `c:${head}`, 20, 0));
+    const [opened, begins] = answer(head);
+    open(response, opened + (delay ? "" : begins));
+    if (delay) setTimeout(() => response.write(begins), delay);
+  });
+  const share = `states${process.pid}-${(names += 1)}`;
+  return {
+    server,
+    tab: () => new Recorder(t, server.url, { share }),
+    send: () => server.write(event((head += 1))),
+  };
+}
+
+const BEGINNINGS: Record<string, [(head: number) => [string, string], delay?: number]> = {
+  "of a channel with a log": [(head) => [opening("", `c:${head}`, 20, 1), state(`c:${head}`, head)]],
+  "of a best-effort channel": [(head) => [opening("", "", 20, 1), state("", head)]],
+  "that comes after its stream is at the head": [(head) => [opening(`c:${head}`, `c:${head}`, 20, 1), state("", head)], 300],
+};
+for (const [name, [answer, delay]] of Object.entries(BEGINNINGS)) {
+  test(`a tab without a position has an initial state of its own, and then shares: ${name}`, async (t) => {
+    const { server, tab, send } = await startStateful(t, answer, delay);
+    const first = tab();
+    await until(() => first.stream.status === "live", "it is live");
+    send();
+    await until(() => first.data.length, "an event");
+
+    const second = tab();
+    await until(() => second.states.length, "its state");
+    await until(() => server.responses.size === 1, "it shares");
+    send();
+    await until(() => second.data.length && first.data.length === 2, "another event");
+
+    assert.deepEqual([first.states, second.states], [["3"], ["4"]]);
+    assert.deepEqual([first.data, second.data], [["4", "5"], ["5"]]);
+    assert.equal(second.stream.status, "live");
+    assert.equal(server.requests.length, 2);
+  });
+}
+
+test("tabs without a position that open together share a connection and its initial state", async (t) => {
+  const { server, tab, send } = await startStateful(t, BEGINNINGS["of a channel with a log"]![0]);
+  const tabs = [tab(), tab(), tab()];
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+  send();
+  await until(() => tabs.every(({ data }) => data.length), "the event");
+
+  for (const { states, data } of tabs) assert.deepEqual([states, data], [["3"], ["4"]]);
+  assert.equal(server.requests.length, 1);
 });
 
 test("a reset reaches all tabs, in its place", async (t) => {

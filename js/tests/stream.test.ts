@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { EventSource } from "eventsource";
 
 import { EventStream, StreamErrorEvent, StreamResetEvent } from "../src/eventstream.ts";
-import { event, open, opening, Recorder, Server, sleep, until } from "./server.ts";
+import { event, open, opening, Recorder, Server, sleep, state, until } from "./server.ts";
 
 test("begins at the page's position, and comes back from the last event dispatched", async (t) => {
   const server = await Server.start(t, (response, { query }) => {
@@ -475,6 +475,30 @@ test("status: a stream that is at the head is live at once; one that hears nothi
 
   assert.deepEqual(first.statuses, ["live"]);
   assert.deepEqual(second.statuses, ["catching-up", "live"]);
+});
+
+test("status: live once the initial states are there, however long they take", async (t) => {
+  const server = await Server.start(t, (response) => open(response, opening("c:5", "c:5", 20, 2)));
+  const { stream, statuses, states } = new Recorder(t, server.url);
+  await until(() => stream.status === "catching-up", "it is open");
+
+  server.write(state("c:5,d:3", "one"));
+  await until(() => states.length, "the first state");
+  await sleep(1_200);
+  assert.deepEqual(statuses, ["catching-up"]);
+  server.write(state("", "two"));
+
+  await until(() => stream.status === "live", "it is live");
+  assert.deepEqual(states, ["one", "two"]);
+});
+
+test("status: a stream of which nothing is stored is live as it opens", async (t) => {
+  const server = await Server.start(t, (response) => open(response, opening("")));
+  const { stream, statuses } = new Recorder(t, server.url);
+
+  await until(() => stream.status === "live", "it is live", 1_000);
+
+  assert.deepEqual(statuses, ["live"]);
 });
 
 test("readyState, open and error are an EventSource's", async (t) => {

@@ -364,6 +364,33 @@ def test_eight_tabs_share_a_connection_where_six_are_the_most(
     assert late.page.evaluate("fetch('/blank/').then((r) => r.status)") == 200
 
 
+@pytest.mark.parametrize("with_pushpin", [False, True], ids=["direct", "pushpin"])
+def test_each_tab_that_shares_has_an_initial_state(
+    browser: Browser, with_pushpin: bool
+) -> None:
+    manager = "tests.channels.StatefulChannelManager"
+    env = {"ES_SET": json.dumps({"EVENTSTREAM_CHANNELMANAGER_CLASS": manager})}
+    with running(with_pushpin=with_pushpin, env=env) as stack:
+        context = browser.new_context()
+        tabs = []
+        for _ in range(8):
+            tab = Tab(context, stack.url, "groups", share=True)
+            tab.page.evaluate(
+                "() => { window.states = []; stream.addEventListener("
+                "'initial-state', (e) => states.push(e.data)); }"
+            )
+            tabs.append(tab)
+        for tab in tabs:
+            tab.page.wait_for_function("states.length === 1")
+        stack.send("groups", 3)
+
+        for tab in tabs:
+            assert tab.until_seen(3) == [1, 2, 3]
+            assert tab.page.evaluate("states") == ["[]"]
+        assert tabs[0].page.evaluate("fetch('/blank/').then((r) => r.status)") == 200
+        context.close()
+
+
 def test_leading_tab_that_is_closed_or_frozen_or_crashes_is_succeeded(
     stack: Stack, context: BrowserContext
 ) -> None:

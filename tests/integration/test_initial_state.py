@@ -125,6 +125,7 @@ async def test_stream_that_resumes_gets_events_and_no_state(
         ("stream-open", "groups:1"),
         ("message", "groups:2"),
     ]
+    assert json.loads(messages[0].data)["states"] == 0
     assert same == messages[1:]
     assert manager.calls == 0
 
@@ -170,6 +171,7 @@ async def test_each_channel_begins_where_it_is(manager: type[ChannelManager]) ->
         ("initial-state", "groups:1,groups2:1,old:0,plain:1"),
         ("message", "groups:1,groups2:1,old:1,plain:1"),
     ]
+    assert json.loads(messages[0].data)["states"] == 2
     assert same == messages[1:]
 
 
@@ -223,7 +225,7 @@ def test_proxy_is_given_the_state_and_holds_from_its_position(
     response = open_stream(proxy, "channel=groups")
 
     assert [(m.type, m.id, m.data) for m in read(response)] == [
-        ("stream-open", "", '{"head": "groups:1", "keep_alive": 20}'),
+        ("stream-open", "", '{"head": "groups:1", "keep_alive": 20, "states": 1}'),
         ("initial-state", "groups:1", '["100 %%"]'),  # as the proxy expands it
     ]
     assert "events-groups; prev-id=1" in response["Grip-Channel"]

@@ -78,6 +78,14 @@ def test_preamble_pads_sets_retry_and_opens_at_the_position() -> None:
     )
 
 
+def test_preamble_says_how_many_states_follow_where_there_may_be_any() -> None:
+    data = '{"head": "", "keep_alive": 0, "states": 0}'
+
+    assert sse.encode_preamble(0, None, state_count=0) == (
+        f"event: stream-open\ndata: {data}\n\n"
+    )
+
+
 def test_preamble_leaves_out_what_is_not_wanted() -> None:
     assert sse.encode_preamble(0, None) == (
         'event: stream-open\ndata: {"head": "", "keep_alive": 0}\n\n'
