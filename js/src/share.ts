@@ -72,6 +72,8 @@ export class Share {
   #heardAt = 0;
   #askedAt = 0;
   #status: Status = "connecting";
+  /** The leader's, which this tab's becomes once it follows. */
+  #leaderStatus: Status = "connecting";
   /** Whether this tab has what its stream begins with. */
   #hasBegun = false;
   /** Whether the leader's stream begins with nothing that this tab would miss. */
@@ -227,12 +229,14 @@ export class Share {
     if (leader === this.#leader && seq <= this.#seq) {
       // An old acquaintance; a message that was sent before the last one says nothing new.
       if (this.#role === "following") clearTimeout(this.#timer);
-      if (seq === this.#seq) this.#follow(status);
-      return;
+      if (seq < this.#seq) return;
+      this.#leaderStatus = status;
+      this.#isPlain = isPlain;
+      return this.#follow();
     }
     // A leader that is new to us, or has gone on without us.
     if (this.#role === "following") this.#role = "joining";
-    this.#status = status;
+    this.#leaderStatus = status;
     this.#isPlain = isPlain;
     if (message.kind === "welcome") this.#know(leader, seq, message.base, message.steps);
     else this.#know(leader, seq, position);
@@ -251,10 +255,11 @@ export class Share {
       if (Date.now() - this.#askedAt > JOINING) this.#ask();
     } else if (this.#role === "following") {
       if (fresh.length) this.#seq = fresh[fresh.length - 1]!.seq;
+      this.#leaderStatus = status;
       this.#take(fresh);
-      this.#follow(status);
+      this.#follow();
     } else {
-      this.#status = status;
+      this.#leaderStatus = status;
       this.#remember(fresh);
       this.#align();
     }
@@ -279,12 +284,12 @@ export class Share {
     this.#host.onFollow(start);
     // Best-effort events among them may have come by the tab's own connection.
     this.#take(missed.filter((step) => step.event.hasId));
-    this.#follow(this.#status);
+    this.#follow();
     return true;
   }
 
-  #follow(status: Status): void {
-    if (this.#role === "following") this.#setStatus(status);
+  #follow(): void {
+    if (this.#role === "following") this.#setStatus(this.#leaderStatus);
   }
 
   #take(steps: Step[]): void {

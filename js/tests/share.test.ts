@@ -101,6 +101,17 @@ test("a tab older than what the leader remembers reads alone until it is level",
   assert.equal(log.server.requests.length, 2);
 });
 
+test("a tab that is level has the leader's status at once", async (t) => {
+  const log = await Log.start(t, 40);
+  const first = log.tab(40);
+  await until(() => first.stream.status === "live", "it is live");
+
+  const second = log.tab(3);
+  await until(() => second.data.length === 37 && log.connections === 1, "it is level");
+
+  assert.equal(second.stream.status, "live");
+});
+
 test("a tab whose page is ahead of the leader gets nothing twice", async (t) => {
   const log = await Log.start(t);
   const first = log.tab(0);
