@@ -153,7 +153,7 @@ def _read(storage: DjangoModelStorage, wanted: Wanted, user_id: str) -> Piece:
         if not log.rows:
             # Or pruned meanwhile. A reset does not follow events: the next page finds it.
             break
-        rows, row_size = _cut(log.rows, wanted.most_bytes - size)
+        rows, row_size = cut(log.rows, wanted.most_bytes - size)
         shown = without_skipped(rows, user_id)
         parts.append(sse.encode_log(shown, wanted.before, wanted.after))
         is_for_all = is_for_all and not any(row[3] for row in rows)
@@ -169,7 +169,7 @@ def _read(storage: DjangoModelStorage, wanted: Wanted, user_id: str) -> Piece:
 
 
 @sensitive_variables("rows", "row")
-def _cut(rows: list[LogRow], limit: int) -> tuple[list[LogRow], int]:
+def cut(rows: list[LogRow], limit: int) -> tuple[list[LogRow], int]:
     """Return the events up to the first that reaches a number of bytes, and their size."""
     size = sum([len(row[2]) for row in rows])
     if size < limit:  # nearly always

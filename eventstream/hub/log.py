@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from eventstream import conf
 from eventstream.hub.pool import ReaderPool
-from eventstream.hub.tails import ChannelState
-from eventstream.pieces import ROWS_PER_READ
+from eventstream.hub.tails import CHUNK_BYTES, ChannelState
+from eventstream.pieces import ROWS_PER_READ, cut
 from eventstream.reading import number_stale
 from eventstream.rows import ChannelLog, partition_of
 from eventstream.storage import find_alias, get_storage
@@ -100,12 +100,18 @@ class Log:
         await self.find_alias(state)
         partition = partition_of(state.name)
         known = self._heads[state.alias].get(partition, 0)
+        limit = min(conf.get_options().page_size, state.rows_per_read)
         read = functools.partial(
-            _read, state.alias, state.name, place, partition, known
+            _read, state.alias, state.name, place, partition, known, limit
         )
         log, kicks = await self._pool.run(read, state.alias)
         self._tell(kicks)
-        return log
+        rows, size = cut(log.rows, CHUNK_BYTES)
+        if rows:
+            # As many as there is room for, if they are as large as these.
+            fitting = CHUNK_BYTES * len(rows) // max(1, size)
+            state.rows_per_read = max(1, min(ROWS_PER_READ, fitting))
+        return log._replace(rows=rows)
 
     def _tell(self, kicks: list[Kick]) -> None:
         for _, _, channel, user_id in kicks:
@@ -123,13 +129,12 @@ def _look(using: str, known: Heads | None) -> tuple[Heads, list[Kick]]:
 
 
 def _read(
-    using: str, channel: str, place: int, partition: int, known: int
+    using: str, channel: str, place: int, partition: int, known: int, limit: int
 ) -> tuple[ChannelLog, list[Kick]]:
     """Return a page of the log, and the kicks above a position of the channel's partition.
 
     In this order: whatever kick comes before an event of the page is among those returned.
     """
     storage = get_storage()
-    limit = min(conf.get_options().page_size, ROWS_PER_READ)
     log = storage.read_after(using, channel, place, limit=limit, kicks_above=known)
     return log, storage.kicks_after(using, {partition: known}) if log.has_kicks else []

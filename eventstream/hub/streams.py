@@ -127,6 +127,7 @@ class Streams:
     def _take_sample(self, subscriber: Subscriber) -> None:
         """Note when this reader got the newest event of one of its channels."""
         for state in subscriber.states:
-            if state.is_reliable and state.tail:
-                self._sampler.take(state.alias, state.name, state.tail[-1].place)
+            place = subscriber.places[state.name]
+            if state.is_reliable and state.tail and place == state.tail[-1].place:
+                self._sampler.take(state.alias, state.name, place)
                 return

@@ -101,7 +101,7 @@ class Subscriber:
         return format_position(self.position())
 
     def collect(self) -> tuple[bytes, list[ChannelState]]:
-        """Return all that the tails have for this reader, and channels it is behind in.
+        """Return what the tails have for this reader, and channels it is behind in.
 
         Moves the position; whoever calls must write what it gets.
         """
@@ -115,18 +115,24 @@ class Subscriber:
                 if state.is_reliable:
                     behind.append(state)
                     continue
-                place = state.start  # best-effort: what fell out of the tail is lost
+                # Best-effort: what fell out of the tail is lost.
+                place = self.places[state.name] = state.start
             parts.append(self._encode(state, place))
-            self.places[state.name] = state.head
+            if self.places[state.name] != state.head:
+                self.wake()  # for the rest, even if none of this is for the reader
         return b"".join(parts), behind
 
     def _encode(self, state: ChannelState, place: int) -> bytes:
         if len(self.states) == 1 and not self.reader.user_id:
-            return state.chunk_after(place)
+            return self._share(state, place)
         items = state.after(place)
         if len(self.states) == 1 and not any(item.skip_users for item in items):
-            return state.chunk_after(place)
+            return self._share(state, place)
         return self.encode_items(state, items)
+
+    def _share(self, state: ChannelState, place: int) -> bytes:
+        self.places[state.name], chunk = state.chunk_after(place)
+        return chunk
 
     def encode_items(self, state: ChannelState, items: Sequence[TailEvent]) -> bytes:
         """Return a tail's items for this reader; its place moves to the last of them."""

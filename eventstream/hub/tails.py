@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from eventstream.rows import ChannelLog, LogEvent
 
 
+CHUNK_BYTES = 1_000_000
+"""From so much data on no further event of a channel goes into what is written at once.
+
+It waits in memory for as long as the client reads nothing.
+"""
+
+FIRST_ROWS = 100
+"""How many events of a channel are read first, before it is known how large they are."""
+
+
 class TailEvent:
     """An event in memory, encoded once for all readers.
 
@@ -53,8 +63,9 @@ class ChannelState:
         self.is_live = False
         self.filling: asyncio.Task[None] | None = None
         self.reads: dict[int, asyncio.Task[ChannelLog]] = {}
+        self.rows_per_read = FIRST_ROWS
         self.beginnings: dict[str, asyncio.Task[tuple[int, str]]] = {}
-        self._chunk: tuple[int, int, bytes] | None = None
+        self._chunk: tuple[int, int, int, bytes] | None = None
 
     @property
     def start(self) -> int:
@@ -99,28 +110,42 @@ class ChannelState:
             self.tail_bytes += item.size
 
     def after(self, place: int) -> list[TailEvent]:
-        """Return the tail above a place that is not before its start."""
+        """Return the tail above a place that is not before its start: a chunk at most."""
         count = min(self.head - place, len(self.tail))
         if count <= 0:
             return []
         if count == len(self.tail):
-            return list(self.tail)
-        return [self.tail[index] for index in range(-count, 0)]
+            items = list(self.tail)
+        else:
+            items = [self.tail[index] for index in range(-count, 0)]
+        if self.tail_bytes < CHUNK_BYTES:
+            return items
+        size = 0
+        for number, item in enumerate(items, 1):
+            size += item.size
+            if size >= CHUNK_BYTES:
+                return items[:number]
+        return items
 
-    def chunk_after(self, place: int) -> bytes:
+    def chunk_after(self, place: int) -> tuple[int, bytes]:
         """Return the same encoded with ids, for readers of this channel alone.
 
         Most readers stand at the same place; the text is made once for all of them.
+
+        Returns:
+            Where it ends, and the text.
         """
         if self._chunk is not None and self._chunk[:2] == (place, self.head):
-            return self._chunk[2]
+            return self._chunk[2:]
         parts = []
-        for item in self.after(place):
+        items = self.after(place)
+        for item in items:
             prefix = f"id: {self.quoted}:{item.place}\n" if self.is_reliable else ""
             parts.append(prefix + item.body)
         chunk = "".join(parts).encode()
-        self._chunk = (place, self.head, chunk)
-        return chunk
+        end = items[-1].place if items else place
+        self._chunk = (place, self.head, end, chunk)
+        return end, chunk
 
     def wake(self) -> None:
         """Tell every reader that there is something above its position."""

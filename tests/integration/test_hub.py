@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -22,8 +23,8 @@ from eventstream.hub.pool import ReaderPool
 from eventstream.hub.tails import ChannelState
 from eventstream.models import Event, EventKind
 from eventstream.reading import Reader
-from eventstream.rows import LogEvent, OutboxRow, partition_of
-from eventstream.storage import get_storage
+from eventstream.rows import ChannelLog, LogEvent, OutboxRow, partition_of
+from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets.bus import BusTarget, connect
 from eventstream.testing import drain_outbox
 from tests.support.sse import Message, Parser
@@ -47,11 +48,13 @@ class Stream:
         self._chunks = get_hub().stream(reader)
         self._parser = Parser()
         self._messages: list[Message] = []
+        self.sizes: list[int] = []
 
     async def next(self, seconds: float = 5) -> Message:
         async with asyncio.timeout(seconds):
             while not self._messages:
                 chunk = await anext(self._chunks)
+                self.sizes.append(len(chunk))
                 found = self._parser.feed(chunk)
                 self._messages += [m for m in found if m.type != "keep-alive"]
         return self._messages.pop(0)
@@ -229,6 +232,69 @@ async def test_slow_reader_is_put_back_on_the_log_and_misses_nothing(
     assert await slow.ids(200) == list(range(1, 201))
     await slow.close()
     await fast.close()
+
+
+async def send_large(
+    count: int, channel: str = "orders", skip_user_ids: Sequence[str] = ()
+) -> None:
+    """Have events of 200 kB in the log."""
+
+    def work() -> None:
+        spec = EventSpec(channel, "message", "x" * 199_998, skip_user_ids=skip_user_ids)
+        send_events([spec] * count)
+        drain_outbox()
+
+    await sync_to_async(work)()
+
+
+async def test_client_that_reads_nothing_leaves_a_megabyte_of_a_channel_in_memory(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for channel in ("films", "orders"):
+        await send_large(12, channel)
+    counts: list[int] = []
+    read_after = DjangoModelStorage.read_after
+
+    def count(*arguments: Any, **options: Any) -> ChannelLog:
+        log = read_after(*arguments, **options)
+        counts.append(len(log.rows))
+        return log
+
+    monkeypatch.setattr(DjangoModelStorage, "read_after", count)
+    stream = await Stream("films", "orders", films=0, orders=0).open()
+
+    messages = [await stream.next() for _ in range(24)]
+
+    assert [message.id for message in messages] == [
+        *(f"films:{n},orders:0" for n in range(1, 6)),
+        *(f"films:5,orders:{n}" for n in range(1, 6)),
+        *(f"films:{n},orders:5" for n in range(6, 11)),
+        *(f"films:10,orders:{n}" for n in range(6, 11)),
+        *(f"films:{n},orders:10" for n in range(11, 13)),
+        *(f"films:12,orders:{n}" for n in range(11, 13)),
+    ]
+    assert max(stream.sizes) < 2_100_000
+    # How large they are is known from the first.
+    assert counts == [12, 12, 5, 5, 2, 2]
+    await stream.close()
+
+
+@pytest.mark.parametrize(("user_id", "skipped"), [("", []), ("7", []), ("7", ["7"])])
+async def test_large_events_of_the_tail_are_written_by_the_megabyte(
+    bus: BusTarget, user_id: str, skipped: list[str]
+) -> None:
+    stream = await Stream("orders", user_id=user_id).open()
+    await send_large(6, skip_user_ids=skipped)
+    await send_large(6)
+    await get_hub().look()
+    state = get_hub().channels["orders"]
+    await get_hub().channels.filled(state)
+    assert len(state.tail) == 12
+
+    expected = list(range(7 if skipped else 1, 13))
+    assert await stream.ids(len(expected)) == expected
+    assert max(stream.sizes) < 1_100_000
+    await stream.close()
 
 
 async def test_kicked_reader_gets_nothing_of_what_follows(

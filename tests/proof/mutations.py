@@ -499,6 +499,16 @@ MUTATIONS = [
         "tests/unit/test_waking.py::test_thread_that_could_not_be_started_is_tried_again",
     ),
     Mutation(
+        "a stream is written however large what was read is", "eventstream/hub/log.py",
+        "rows, size = cut(log.rows, CHUNK_BYTES)", "rows, size = log.rows, 0",
+        "tests/integration/test_hub.py::test_client_that_reads_nothing_leaves_a_megabyte_of_a_channel_in_memory",
+    ),
+    Mutation(
+        "a chunk without an event for the reader is taken for the end", "eventstream/hub/subscribers.py",
+        "                self.wake()  # for the rest, even if none of this is for the reader\n", "                pass\n",
+        "tests/unit/test_subscribers.py::test_stream_goes_on_after_a_chunk_that_has_nothing_for_it",
+    ),
+    Mutation(
         "the hub takes what does not follow", "eventstream/hub/tails.py",
         "if event.eid == self.head + 1:", "if event.eid > self.head:",
         "tests/integration/test_hub.py",

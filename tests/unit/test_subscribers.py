@@ -1,4 +1,4 @@
-"""How a stream waits to be woken."""
+"""How a stream waits to be woken, and takes what its channels' tails have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from eventstream.hub.subscribers import Subscriber
+from eventstream.hub.tails import CHUNK_BYTES, ChannelState
 from eventstream.reading import Reader
+from eventstream.rows import LogEvent
 
 
 @pytest.fixture
@@ -41,3 +43,21 @@ async def test_cancelled_wait_leaves_nothing_to_wake(subscriber: Subscriber) -> 
     subscriber.wake()
 
     await asyncio.wait_for(subscriber.wait(), 5)
+
+
+async def test_stream_goes_on_after_a_chunk_that_has_nothing_for_it() -> None:
+    state = ChannelState("orders", is_reliable=True)
+    state.extend(
+        [
+            LogEvent(1, "message", "x" * CHUNK_BYTES, ",7,"),
+            LogEvent(2, "message", "y", ""),
+        ]
+    )
+    subscriber = Subscriber(Reader(("orders",), "7"), [state])
+    subscriber.places["orders"] = 0
+
+    assert subscriber.collect() == (b"", [])
+    await asyncio.wait_for(subscriber.wait(), 5)
+    assert subscriber.collect() == (b"id: orders:2\nevent: message\ndata: y\n\n", [])
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(subscriber.wait(), 0.01)
