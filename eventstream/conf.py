@@ -79,7 +79,7 @@ SETTINGS = [
     Setting("POLL_INTERVAL_WITHOUT_BUS", 0.5, "The same where there is no bus.", values.seconds(0.05, 300)),
     Setting("PERMISSION_INTERVAL", 60.0, "Seconds after which a direct stream's permissions are asked again.", values.seconds(0.1, 86400)),
     Setting("READER_THREADS", 3, "Threads, hence database connections, with which a web process reads the log for all its streams.", values.integer(1, 64)),
-    Setting("DRAIN_SECONDS", 2.0, "Seconds over which a web process that gets SIGTERM ends its streams. Less than the server's limit, uvicorn's --timeout-graceful-shutdown: what is open then is cut at once.", values.seconds(0, 3600)),
+    Setting("DRAIN_SECONDS", 2.0, "Seconds over which a web process that gets SIGTERM, or Ctrl-C, ends its streams. Less than the server's limit, uvicorn's --timeout-graceful-shutdown: what is open then is cut at once.", values.seconds(0, 3600)),
     Setting("BATCH_SIZE", 10_000, "Most events numbered in one transaction, and in one POST.", values.integer(1, 10_000)),
     Setting("BATCH_BYTES", 900_000, "Most bytes of one POST. Pushpin refuses bodies over 1,000,000.", values.integer(10_000, 50_000_000)),
     Setting("LEASE_SECONDS", 15.0, "Seconds for which a relay has a (partition, target) to itself without renewing.", values.seconds(1, 600)),

@@ -3,7 +3,8 @@
 A server that gets SIGTERM takes no more connections and waits for the open ones, which for
 streams is until its limit; then it cuts them all in one moment, and every client comes back
 in the same second. So the hub hears of the signal too, and ends its streams one after the
-other, each after an event, well before that limit.
+other, each after an event, well before that limit. Ctrl-C is the same for a server that
+handles both signals alike.
 
 The server's own handler is called first and nothing of it is replaced: uvicorn and its
 kin, with or without gunicorn, set theirs before the first request. Where nobody handles
@@ -47,8 +48,14 @@ def _install() -> None:
     current = signal.getsignal(signal.SIGTERM)
     if not callable(current) or isinstance(current, _Chained):
         return
+    numbers = [signal.SIGTERM]
+    # Any other is Python's, asyncio's, a test runner's or a debugger's own Ctrl-C, of
+    # which some look whether they are still in place.
+    if signal.getsignal(signal.SIGINT) == current:
+        numbers.append(signal.SIGINT)
     with contextlib.suppress(ValueError):  # not the main interpreter
-        signal.signal(signal.SIGTERM, _Chained(current))
+        for number in numbers:
+            signal.signal(number, _Chained(current))
 
 
 class _Chained:

@@ -1,10 +1,12 @@
-"""SIGTERM to a web process that holds streams itself."""
+"""SIGTERM, or Ctrl-C, to a web process that holds streams itself."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import time
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import pytest
 
@@ -68,17 +70,79 @@ def test_a_few_streams_need_no_spreading() -> None:
     assert max(draining.draw_delay(10**6, at_most=2) for _ in range(1000)) <= 2
 
 
-async def test_one_stream_ends_at_once_and_without_an_error() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_one_stream_ends_at_once_and_without_an_error(
+    number: signal.Signals,
+) -> None:
     with running(worker=False, with_valkey=False) as stack:
         web = stack.start_web(port=(port := free_port()), limit=20)
         crowd = Crowd(f"http://127.0.0.1:{port}", ["orders"])
         await crowd.start()
 
         began = time.time()
-        web.send_signal(signal.SIGTERM)
+        web.send_signal(number)
         await asyncio.to_thread(web.wait, 25)
         await crowd.stop()
 
     assert time.time() - began < 15
     assert len(moments(crowd)) == 1
     assert "Traceback" not in web.output()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Give back the signals that a test takes."""
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def hear_end(self) -> None:
+        self.count += 1
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Stand in for a server's handler."""
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Stand in for a test runner's handler of Ctrl-C."""
+
+
+@pytest.mark.parametrize(
+    "handler", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL, interrupt]
+)
+def test_a_ctrl_c_that_is_not_the_server_s_stays_as_it_is(
+    handlers: None, handler: signal.Handlers | Callable[..., object]
+) -> None:
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, handler)
+    listener = Listener()
+
+    draining.listen(listener)
+
+    assert signal.getsignal(signal.SIGINT) is handler
+    signal.raise_signal(signal.SIGTERM)
+    assert listener.count == 1
+
+
+def test_ctrl_c_of_a_script_ends_its_loop_as_before(handlers: None) -> None:
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    async def script() -> None:
+        draining.listen(Listener())
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(script())
+
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
