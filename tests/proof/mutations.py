@@ -297,8 +297,7 @@ MUTATIONS = [
     ),
     Mutation(
         "woken before the commit", "eventstream/api.py",
-        "    transaction.on_commit(\n        functools.partial(_wake, alias, partitions), using=alias, robust=True\n    )",
-        "    _wake(alias, partitions)",
+        "transaction.on_commit(wake, using=alias, robust=True)", "wake()",
         f"{SENDING}::test_nothing_is_published_before_the_commit",
     ),
     Mutation(
