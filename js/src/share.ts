@@ -49,7 +49,8 @@ type Message =
   | ({ kind: "welcome"; to: string; base: string | null; steps: Step[] } & State)
   | { kind: "steps"; leader: string; steps: Step[]; status: Status }
   | { kind: "hello"; tab: string; position: string | null }
-  | { kind: "bye"; leader: string };
+  | { kind: "bye"; leader: string }
+  | { kind: "wake" };
 
 /** What the leader remembers for tabs that come a little late. */
 const MEMORY = 500;
@@ -133,6 +134,7 @@ export class Share {
 
   wake(reason: "online" | "visible"): void {
     this.#link.wake(reason);
+    if (this.#role !== "leading") this.#say({ kind: "wake" });
     this.#tick();
   }
 
@@ -215,6 +217,11 @@ export class Share {
   #hear(message: Message): void {
     if (message.kind === "hello") {
       if (this.#role === "leading") this.#welcome(message.tab, message.position);
+      return;
+    }
+    if (message.kind === "wake") {
+      // Whatever its reason: the network's coming back is told to each tab by the browser.
+      if (this.#role === "leading") this.#link.wake("visible");
       return;
     }
     if (this.#role === "leading" || this.#role === "stopped") return;

@@ -302,6 +302,32 @@ test("tabs without a position that open together share a connection and its init
   assert.equal(server.requests.length, 1);
 });
 
+test("a tab that becomes visible does not wait out the leader's backoff", async (t) => {
+  let isUp = true;
+  const server = await Server.start(t, (response) => {
+    if (isUp) open(response, `retry: 60000\n\n${opening("c:0")}`);
+    else response.writeHead(503).end();
+  });
+  const page = globalThis as { document?: unknown };
+  const pages = [new EventTarget(), new EventTarget()].map((target) => Object.assign(target, { visibilityState: "visible" }));
+  const tabs = pages.map((document) => {
+    page.document = document;
+    return new Recorder(t, server.url, { share: `visible${process.pid}`, lastEventId: "c:0" });
+  });
+  delete page.document;
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+  isUp = false;
+  server.cut();
+  await until(() => tabs.every(({ stream }) => stream.status === "connecting"), "the connection is lost");
+  await sleep(1_000); // the least between two attempts
+  isUp = true;
+
+  pages[1]!.dispatchEvent(new Event("visibilitychange"));
+
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live again", 2_000);
+  assert.equal(server.responses.size, 1);
+});
+
 test("a reset reaches all tabs, in its place", async (t) => {
   const log = await Log.start(t);
   const tabs = [log.tab(0), log.tab(0)];
