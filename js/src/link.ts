@@ -82,15 +82,22 @@ export class Link {
     return this.#givesStates;
   }
 
-  start(): void {
+  /** Attempts that failed in a row; 0 while the server has asked us to stay away. */
+  get failures(): number {
+    return this.#isOpen || this.#notBefore > Date.now() ? 0 : this.#attempt;
+  }
+
+  /** Connects, or goes on with a backoff: after so many failures, of whichever tab. */
+  start(failures = 0): void {
     if (this.#isStarted) return;
     this.#isStarted = true;
-    this.#attempt = 0;
+    this.#attempt = failures;
     this.#watch = setInterval(() => this.#check(), 2_000);
-    const wait = this.#notBefore - Date.now();
+    const rest = failures && backoff(failures - 1, this.#retry, this.#options.maxRetryTime);
+    const wait = Math.max(this.#notBefore - Date.now(), rest);
     if (wait <= 0) return this.#connect();
     this.#retryTimer = setTimeout(() => this.#connect(), wait);
-    this.#setStatus("connecting");
+    if (!failures) this.#setStatus("connecting");
   }
 
   stop(): void {

@@ -42,6 +42,8 @@ interface State {
   status: Status;
   /** A tab without a cursor that follows from here misses no initial state. */
   isPlain: boolean;
+  /** How many attempts to connect have failed in a row. */
+  failures: number;
 }
 
 type Message =
@@ -58,6 +60,8 @@ const MEMORY_CHARACTERS = 1_000_000;
 const JOINING = 1_000;
 const BEAT = 5_000;
 const LEADER_SILENCE = 15_000;
+/** Failures in a row, the loss of a connection included, after which another tab is to try. */
+const PATIENCE = 3;
 
 export class Share {
   readonly #name: string;
@@ -79,6 +83,7 @@ export class Share {
   #hasBegun = false;
   /** Whether the leader's stream begins with nothing that this tab would miss. */
   #isPlain = false;
+  #failures = 0;
   /** The leader's name and last number, "" while unknown. */
   #leader = "";
   #seq = 0;
@@ -104,16 +109,7 @@ export class Share {
     this.#bus.onmessage = ({ data }) => this.#hear(data as Message);
     this.#beat = setInterval(() => this.#tick(), BEAT);
     this.#abort = new AbortController();
-    const { signal } = this.#abort;
-    navigator.locks
-      .request(this.#name, { signal }, () => {
-        if (signal.aborted) return;
-        this.#lead();
-        return new Promise<void>((resolve) => {
-          this.#release = resolve;
-        });
-      })
-      .catch(() => undefined); // stopped before its turn came
+    this.#queue(this.#abort.signal);
     this.#join();
   }
 
@@ -158,27 +154,62 @@ export class Share {
     if (this.#role !== "leading" && this.#role !== "alone") return;
     if (status === "live") this.#hasBegun = true;
     this.#setStatus(status);
-    if (this.#role === "leading") this.#say({ kind: "state", ...this.#state });
-    else this.#align();
+    if (this.#role === "alone") this.#align();
+    if (this.#role !== "leading") return;
+    this.#say({ kind: "state", ...this.#state });
+    if (status === "offline" && this.#link.failures >= PATIENCE) void this.#handOver();
   }
 
   get #state(): State {
     const position = this.#host.position();
     const { givesStates } = this.#link;
     const isPlain = givesStates === false || (givesStates === null && position === null);
-    return { leader: this.#tab, seq: this.#seq, position, status: this.#status, isPlain };
+    const { failures } = this.#link;
+    return { leader: this.#tab, seq: this.#seq, position, status: this.#status, isPlain, failures };
   }
 
   #say(message: Message): void {
     this.#bus?.postMessage(message);
   }
 
+  #queue(signal: AbortSignal): void {
+    navigator.locks
+      .request(this.#name, { signal }, () => {
+        if (signal.aborted) return;
+        const held = new Promise<void>((resolve) => {
+          this.#release = resolve;
+        });
+        this.#lead();
+        return held;
+      })
+      .catch(() => undefined); // stopped before its turn came
+  }
+
   #lead(): void {
     clearTimeout(this.#timer);
     this.#role = "leading";
     this.#know(this.#tab, 0, this.#host.position());
-    this.#say({ kind: "state", ...this.#state });
-    this.#link.start(); // which does nothing where this tab was alone: it just goes on
+    // Does nothing where this tab was alone, which just goes on. The lock may have come before
+    // the word of the last failure.
+    this.#link.start(this.#status === "offline" ? this.#failures + 1 : 0);
+    if (this.#role === "leading") this.#say({ kind: "state", ...this.#state });
+  }
+
+  /**
+   * Has the next in line lead: what fails may be this tab's own, such as its token. The next
+   * goes on with the backoff, so that a server that is down is not asked more often.
+   */
+  async #handOver(): Promise<void> {
+    const { pending } = await navigator.locks.query();
+    const isAwaited = pending?.some(({ name }) => name === this.#name);
+    if (!isAwaited || this.#role !== "leading" || this.#link.failures < PATIENCE) return;
+    this.#failures = this.#link.failures;
+    this.#link.stop();
+    this.#role = "joining";
+    this.#know("", 0, null);
+    this.#release?.();
+    this.#queue(this.#abort!.signal);
+    this.#ask();
   }
 
   /** Asks the leader where it stands; without an answer, reads alone. */
@@ -232,19 +263,17 @@ export class Share {
       if (message.leader === this.#leader && this.#role === "following") this.#join();
       return;
     }
-    const { leader, seq, position, status, isPlain } = message;
+    const { leader, seq, position, status, isPlain, failures } = message;
     if (leader === this.#leader && seq <= this.#seq) {
       // An old acquaintance; a message that was sent before the last one says nothing new.
       if (this.#role === "following") clearTimeout(this.#timer);
       if (seq < this.#seq) return;
-      this.#leaderStatus = status;
-      this.#isPlain = isPlain;
+      [this.#leaderStatus, this.#isPlain, this.#failures] = [status, isPlain, failures];
       return this.#follow();
     }
     // A leader that is new to us, or has gone on without us.
     if (this.#role === "following") this.#role = "joining";
-    this.#leaderStatus = status;
-    this.#isPlain = isPlain;
+    [this.#leaderStatus, this.#isPlain, this.#failures] = [status, isPlain, failures];
     if (message.kind === "welcome") this.#know(leader, seq, message.base, message.steps);
     else this.#know(leader, seq, position);
     if (this.#align() || this.#role !== "joining") return;

@@ -226,6 +226,21 @@ test("a tab that a handler closes, as its leader has gone, leaves the others alo
   assert.deepEqual(errors, []);
 });
 
+test("a tab that a handler closes as it begins to lead does not keep the lock", async (t) => {
+  const log = await Log.start(t);
+  const tabs = [log.tab(0, "kept"), log.tab(0, "kept")];
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+  const { stream } = tabs[1]!;
+  stream.addEventListener("stream-status", ({ status }) => status === "connecting" && stream.close());
+
+  tabs[0]!.stream.close();
+  await until(() => stream.status === "closed", "it is closed");
+  await sleep(20);
+
+  const { held } = await navigator.locks.query();
+  assert.deepEqual(held!.filter(({ name }) => name!.startsWith("eventstream:kept")), []);
+});
+
 test("a leader that a handler reconnects gets in line, and nothing is lost or comes twice", async (t) => {
   const log = await Log.start(t);
   const tabs = [log.tab(0), log.tab(0)];
@@ -326,6 +341,51 @@ test("a tab that becomes visible does not wait out the leader's backoff", async 
 
   await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live again", 2_000);
   assert.equal(server.responses.size, 1);
+});
+
+test("a leader that has no token any more lets another lead", async (t) => {
+  const server = await Server.start(t, (response) => open(response, opening("c:0")));
+  const share = `token${process.pid}`;
+  let isLoggedIn = true;
+  const token = (): string => {
+    if (isLoggedIn) return "t";
+    throw new Error("This page's CSRF token is old");
+  };
+  const options = { share, lastEventId: "c:0" };
+  const first = new Recorder(t, server.url, { ...options, token });
+  const others = [1, 2].map(() => new Recorder(t, server.url, { ...options, token: "t" }));
+  const tabs = [first, ...others];
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+
+  isLoggedIn = false;
+  server.cut();
+  await until(() => tabs.every(({ stream }) => stream.status === "offline"), "it has no token");
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "another leads", 10_000);
+  server.write(event(1));
+  await until(() => tabs.every(({ data }) => data.length), "the event");
+
+  assert.equal(server.requests.length, 2);
+  assert.equal(server.responses.size, 1);
+  for (const { statuses } of tabs) assert.deepEqual(statuses, ["live", "connecting", "offline", "live"]);
+});
+
+test("tabs that share take turns at a server that is down, and ask no more often than one", async (t) => {
+  const server = await Server.start(t, (response, _, number) => {
+    if (number === 1 || number > 5) open(response, opening("c:0"));
+    else response.writeHead(503).end();
+  });
+  // Those that have not had a connection yet wait for two seconds and more.
+  const tabs = [1, 2, 3].map(() => new Recorder(t, server.url, { share: `down${process.pid}`, lastEventId: "c:0" }));
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+
+  server.cut();
+  await until(() => server.requests.length === 6, "two attempts of the first, one of each other", 12_000);
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+
+  const times = server.requests.map(({ at }) => at);
+  for (const index of [3, 4]) assert.ok(times[index]! - times[index - 1]! >= 1_900, times.join());
+  assert.equal(server.requests.length, 6);
+  for (const { statuses } of tabs) assert.deepEqual(statuses, ["live", "connecting", "offline", "live"]);
 });
 
 test("a reset reaches all tabs, in its place", async (t) => {
