@@ -94,17 +94,18 @@ class BusLink:
                 await self._read()
             except (redis.RedisError, OSError, TimeoutError) as error:
                 logger.warning("Lost the bus: %s", error)
+            except Exception:
+                logger.exception("Reading the bus failed")
             finally:
                 self._is_up = False
                 if client is not None:
-                    with contextlib.suppress(redis.RedisError, OSError):
+                    with contextlib.suppress(Exception):
                         await self._pubsub.aclose()
                         await client.aclose()
             delay = 0.2 if not self._unconfirmed else min(delay * 2, 5.0)
             await asyncio.sleep(delay)
 
     async def _read(self) -> None:
-        prefix = event_topic("")
         heard_at = asked_at = time.monotonic()
         while True:
             message = await self._pubsub.get_message(
@@ -125,11 +126,13 @@ class BusLink:
             topic = topic.decode() if isinstance(topic, bytes) else topic or ""
             if kind == "subscribe":
                 self._confirm(topic)
-            elif kind == "message" and topic == kick_topic():
-                channel, user_id = json.loads(message["data"])
-                self._receiver.receive_kick(channel, user_id)
-            elif kind == "message" and topic.startswith(prefix):
-                self._receive(topic.removeprefix(prefix), message["data"])
+            elif kind == "message":
+                try:
+                    self._take(topic, message["data"])
+                except Exception:
+                    # Whoever else publishes here ends nobody's stream. What it may have
+                    # stood for is found in the log.
+                    logger.exception("Cannot take a message of %s", topic)
 
     def _confirm(self, topic: str) -> None:
         waiting = self._waiting.get(topic)
@@ -141,6 +144,14 @@ class BusLink:
                 # Not before: what is published between a look and its subscription
                 # would be seen by neither.
                 self._receiver.bus_is_whole()
+
+    def _take(self, topic: str, payload: bytes) -> None:
+        prefix = event_topic("")
+        if topic == kick_topic():
+            channel, user_id = json.loads(payload)
+            self._receiver.receive_kick(channel, user_id)
+        elif topic.startswith(prefix):
+            self._receive(topic.removeprefix(prefix), payload)
 
     def _receive(self, channel: str, payload: bytes) -> None:
         stored, unstored = [], []

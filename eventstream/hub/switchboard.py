@@ -241,23 +241,28 @@ class Hub:
         """Keep-alives, permissions asked again, and channels that nobody reads."""
         while True:
             await asyncio.sleep(_TICK)
-            now = time.monotonic()
-            subscribers = self.channels.subscribers()
-            for subscriber in subscribers:
-                if now - subscriber.written_at >= conf.get_options().keep_alive:
-                    subscriber.is_due = True
-                    subscriber.wake()
-            if now - self._reported_at >= REPORT_SECONDS:
-                self._reported_at = now
-                self._spawn(self._report(len(subscribers)))
-            if counts.is_behind():
-                self._spawn(asyncio.to_thread(counts.publish_in_thread))
-            self._permissions.tick(now, subscribers)
-            await self.channels.leave_idle(now)
+            try:
+                await self._tick(time.monotonic())
+            except Exception:
+                logger.exception("What the hub does each second failed")
             if not self.channels:
                 self.is_closed = True  # now, so that whoever comes next gets a new hub
                 self._spawn(self.close())
                 return
+
+    async def _tick(self, now: float) -> None:
+        subscribers = self.channels.subscribers()
+        for subscriber in subscribers:
+            if now - subscriber.written_at >= conf.get_options().keep_alive:
+                subscriber.is_due = True
+                subscriber.wake()
+        if now - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = now
+            self._spawn(self._report(len(subscribers)))
+        if counts.is_behind():
+            self._spawn(asyncio.to_thread(counts.publish_in_thread))
+        self._permissions.tick(now, subscribers)
+        await self.channels.leave_idle(now)
 
     async def _report(self, stream_count: int) -> None:
         readers = {state.name: len(state.subscribers) for state in self.channels}

@@ -83,8 +83,17 @@ def connect_async(arguments: dict[str, Any]) -> redis.asyncio.Redis:
 
 
 def decode(payload: bytes) -> list[list[Any]]:
-    """Return the rows of a message: [eid or None, type, data, skip_users] each, and kicked."""
+    """Return the rows of a message: [eid or None, type, data, skip_users] each, and kicked.
+
+    Raises:
+        ValueError, TypeError: They are not of that kind.
+    """
     rows: list[list[Any]] = json.loads(payload)
+    for eid, *texts in rows:
+        if not isinstance(eid, int | None) or not all(
+            isinstance(text, str) for text in texts
+        ):
+            raise ValueError("a message of another kind")
     return rows
 
 

@@ -17,6 +17,7 @@ from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events, sse
 from eventstream.hub import Hub, get_hub, permissions
+from eventstream.hub.buslink import BusLink
 from eventstream.hub.log import Log
 from eventstream.hub.permissions import Permissions
 from eventstream.hub.pool import ReaderPool
@@ -25,7 +26,7 @@ from eventstream.models import Event, EventKind
 from eventstream.reading import Reader
 from eventstream.rows import ChannelLog, LogEvent, OutboxRow, partition_of
 from eventstream.storage import DjangoModelStorage, get_storage
-from eventstream.targets.bus import BusTarget, connect
+from eventstream.targets.bus import BusTarget, connect, event_topic, kick_topic
 from eventstream.testing import drain_outbox
 from tests.support.sse import Message, Parser
 from tests.support.valkey import Valkey
@@ -215,6 +216,82 @@ async def test_stream_opens_while_the_bus_is_away(
     finally:
         server.start()
     assert await stream.ids(1) == [3]
+    await stream.close()
+
+
+@pytest.mark.parametrize(
+    "topic", [event_topic("orders"), kick_topic()], ids=["event", "kick"]
+)
+@pytest.mark.parametrize(
+    "payload", [b"\xff", b"7", b'[[2, "message", 7, ""]]', b'[["2", "", "", ""]]']
+)
+async def test_message_of_another_kind_is_passed_over(
+    bus: BusTarget,
+    server: Valkey,
+    caplog: pytest.LogCaptureFixture,
+    topic: str,
+    payload: bytes,
+) -> None:
+    stream = await Stream("orders").open()
+    await publish(bus, 1)
+    assert await stream.ids(1) == [1]
+
+    def publish_it() -> None:
+        with connect({"url": server.url}, timeout=2) as client:
+            client.publish(topic, payload)
+
+    await sync_to_async(publish_it)()
+    await publish(bus, 2)
+
+    assert await stream.ids(1) == [2]
+    assert f"Cannot take a message of {topic}" in caplog.messages
+    await stream.close()
+
+
+async def test_bus_is_connected_to_anew_whatever_has_ended_it(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = await Stream("orders").open()
+    confirm, topics = BusLink._confirm, set[str]()
+
+    def fail_once(link: BusLink, topic: str) -> None:
+        topics.add(topic)
+        if len(topics) == 1:
+            raise RuntimeError("what nobody thought of")
+        confirm(link, topic)
+
+    monkeypatch.setattr(BusLink, "_confirm", fail_once)
+    other = await Stream("other").open()
+    await publish(bus, 1)
+
+    assert await stream.ids(1) == [1]
+    assert "Reading the bus failed" in caplog.messages
+    for each in (stream, other):
+        await each.close()
+
+
+async def test_what_fails_in_one_second_is_done_in_the_next(
+    bus: BusTarget,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings.EVENTSTREAM_KEEP_ALIVE = 1
+    failures = iter([RuntimeError("what nobody thought of")])
+    tick = Permissions.tick
+
+    def fail_once(permissions: Permissions, *arguments: Any) -> None:
+        for error in failures:
+            raise error
+        tick(permissions, *arguments)
+
+    monkeypatch.setattr(Permissions, "tick", fail_once)
+    stream = await Stream("orders").open()
+
+    for _ in range(2):
+        async with asyncio.timeout(5):
+            assert await anext(stream._chunks) == sse.KEEP_ALIVE.encode()
+    assert "What the hub does each second failed" in caplog.messages
     await stream.close()
 
 

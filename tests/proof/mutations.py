@@ -503,6 +503,11 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_client_that_reads_nothing_leaves_a_megabyte_of_a_channel_in_memory",
     ),
     Mutation(
+        "a message of another kind is taken as far as it goes", "eventstream/targets/bus.py",
+        '            raise ValueError("a message of another kind")\n', "            pass\n",
+        "tests/unit/test_bus.py::test_message_of_another_kind_is_refused_whole",
+    ),
+    Mutation(
         "a chunk without an event for the reader is taken for the end", "eventstream/hub/subscribers.py",
         "                self.wake()  # for the rest, even if none of this is for the reader\n", "                pass\n",
         "tests/unit/test_subscribers.py::test_stream_goes_on_after_a_chunk_that_has_nothing_for_it",

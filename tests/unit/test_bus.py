@@ -31,6 +31,21 @@ def test_consecutive_events_of_a_channel_are_one_message() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"7",
+        b"[7]",
+        b'[[1, "message", "x", ""], [2, "message", 7, ""]]',
+        b"[[1.5]]",
+    ],
+)
+def test_message_of_another_kind_is_refused_whole(payload: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        decode(payload)
+
+
 def test_kicks_come_before_the_events_of_their_batch() -> None:
     target = BusTarget({})
     kick = make_row("a", None)._replace(kind=EventKind.KICK, data="5")
