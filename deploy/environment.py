@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
+SHORTEST_GRIP_KEY = 32
+"""Characters, of which fewer could be guessed by who publishes to a proxy in our place."""
 # Without IMMEDIATE, two writers end in "database is locked" within seconds.
 SQLITE_OPTIONS = {
     "transaction_mode": "IMMEDIATE",
@@ -156,11 +158,11 @@ def refuse_insecure(secret: str, hosts: list[str], grip_urls: list[str]) -> None
         problems.append("ALLOWED_HOSTS must name the hosts that are served, not '*'")
     for url in grip_urls:
         key = parse_qs(urlsplit(url).query).get("key", [""])[0]
-        if len(key) < 32:
+        if len(key) < SHORTEST_GRIP_KEY:
             problems.append(
-                f"GRIP_URL of {urlsplit(url).netloc} must have ?key=, 32 random "
-                "characters or more (or GRIP_VERIFY=0, where nobody but the proxy can "
-                "reach this process)"
+                f"GRIP_URL of {urlsplit(url).netloc} must have ?key=, {SHORTEST_GRIP_KEY} "
+                "random characters or more (or GRIP_VERIFY=0, where nobody but the proxy "
+                "can reach this process)"
             )
     if problems:
         raise ImproperlyConfigured("; ".join([*problems, "or DEBUG=1, to develop"]))

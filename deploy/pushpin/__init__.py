@@ -24,6 +24,7 @@ class PushpinConfig:
     Attributes:
         directory: Where everything is written. Keep it short: unix sockets in it may
             have paths of 107 bytes at most.
+        is_temporary: Whether it is removed when Pushpin ends.
         backend: host:port of the web process. Several, with spaces between, are asked in this
             order: the next where one accepts no connection.
         key: Secret of at least 32 bytes, shared with the application by GRIP_URL.
@@ -43,6 +44,7 @@ class PushpinConfig:
     """
 
     directory: Path
+    is_temporary: bool = False
     backend: str
     key: str
     port: int = 7999
@@ -93,5 +95,8 @@ class PushpinConfig:
 
     def command(self) -> list[str]:
         """Write the files, and return the command that runs Pushpin in the foreground."""
-        standby = [sys.executable, str(_HERE / "standby.py"), str(self.standby_port)]
-        return [*standby, "pushpin", f"--config={self.write()}", "--merge-output"]
+        standby = [sys.executable, str(_HERE / "standby.py")]
+        if self.is_temporary:
+            standby.append(f"--remove={self.directory}")
+        pushpin = ["pushpin", f"--config={self.write()}", "--merge-output"]
+        return [*standby, str(self.standby_port), *pushpin]

@@ -1,21 +1,31 @@
-"""`python -m deploy.pushpin`: write the configuration and become Pushpin.
+"""Write a configuration that does not drop events, and become Pushpin.
 
-Environment: GRIP_URL (its port and key are used), BACKEND (host:port of the web process,
-several with spaces between, default 127.0.0.1:8001), PUSHPIN_PORT (7999), PUSHPIN_DIR (a
-short path; by default a new temporary folder), PUSHPIN_MAX_CONNECTIONS (5000),
-PUSHPIN_METRICS_PORT (none), PUSHPIN_STANDBY_PORT (7997, of 127.0.0.1), PUSHPIN_HOST and
-PUSHPIN_PUBLISH_HOST (addresses on which it serves browsers, and takes publishes and shows
-metrics, 127.0.0.1).
+All is said by the environment:
+
+  GRIP_URL                 as the application has it, http://127.0.0.1:5561/?key=…: its port
+                           is where events are published, its key 32 characters or more
+  BACKEND                  host:port of the web process, 127.0.0.1:8001; several with spaces
+                           between are asked in this order
+  PUSHPIN_PORT             where browsers connect, 7999
+  PUSHPIN_DIR              a short path for configuration, sockets and logs; by default a new
+                           temporary folder, which is removed at the end
+  PUSHPIN_MAX_CONNECTIONS  most clients, 5000
+  PUSHPIN_METRICS_PORT     of its Prometheus page; by default none
+  PUSHPIN_STANDBY_PORT     of 127.0.0.1, for what answers while no web process does, 7997
+  PUSHPIN_HOST             address on which browsers are served, 127.0.0.1
+  PUSHPIN_PUBLISH_HOST     address on which events are taken and metrics shown, 127.0.0.1
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from deploy.environment import SHORTEST_GRIP_KEY
 from deploy.pushpin import PushpinConfig
 
 
@@ -23,13 +33,15 @@ def configure() -> PushpinConfig:
     """Return what the environment asks for."""
     url = urlsplit(os.environ.get("GRIP_URL", ""))
     key = parse_qs(url.query).get("key", [""])[0]
-    if not key or not url.port:
+    if len(key) < SHORTEST_GRIP_KEY or not url.port:
         sys.exit(
-            "Set GRIP_URL to http://127.0.0.1:5561/?key=… with 32 characters of key."
+            "Set GRIP_URL to http://127.0.0.1:5561/?key=… with "
+            f"{SHORTEST_GRIP_KEY} characters of key or more."
         )
-    directory = os.environ.get("PUSHPIN_DIR") or tempfile.mkdtemp(prefix="pp-")
+    directory = os.environ.get("PUSHPIN_DIR")
     return PushpinConfig(
-        directory=Path(directory),
+        directory=Path(directory or tempfile.mkdtemp(prefix="pp-")),
+        is_temporary=not directory,
         backend=os.environ.get("BACKEND") or "127.0.0.1:8001",
         key=key,
         port=int(os.environ.get("PUSHPIN_PORT") or 7999),
@@ -44,7 +56,14 @@ def configure() -> PushpinConfig:
 
 def main() -> None:
     """Write the configuration, and replace this process."""
-    argv = configure().command()
+    argparse.ArgumentParser(
+        prog="python -m deploy.pushpin",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    config = configure()
+    argv = config.command()
+    print(f"{config.host}:{config.port} → {config.backend}", flush=True)
     os.execvp(argv[0], argv)  # noqa: S606  a fixed command, without a shell
 
 

@@ -1,5 +1,7 @@
 """`python standby.py PORT COMMAND…`: answer 502 on 127.0.0.1:PORT, and become the command.
 
+With `--remove=DIRECTORY` before the port, that is removed when the command has ended.
+
 Pushpin's second target, which it asks when no web process accepts a connection. It shares what
 equal streams ask at once; of those that join an ask whose connection was refused it never
 hears again, nor of any that joins later, while one that was answered is over for all. A
@@ -9,10 +11,12 @@ EventSource gives up for good. See docs/decisions/0014-a-standby-behind-pushpin.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -41,15 +45,29 @@ _PATIENCE = 10.0
 
 def main() -> None:
     """Leave a child that answers, and replace this process."""
-    port, *argv = sys.argv[1:]
-    listener = _listen(int(port))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--remove", metavar="DIRECTORY")
+    parser.add_argument("port", type=int)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    try:
+        listener = _listen(options.port)
+    except OSError as error:
+        _remove(options.remove)
+        sys.exit(
+            f"Pushpin's standby cannot listen on 127.0.0.1:{options.port} "
+            f"({error.strerror}); choose another with PUSHPIN_STANDBY_PORT."
+        )
     parent = os.getpid()
     if os.fork() == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # What is sent to the whole group ends the command, and that this process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         asyncio.run(_serve(listener, parent))
+        _remove(options.remove)
         os._exit(0)
     listener.close()
-    os.execvp(argv[0], argv)  # noqa: S606  without a shell
+    os.execvp(options.command[0], options.command)  # noqa: S606  without a shell
 
 
 def _listen(port: int) -> socket.socket:
@@ -58,13 +76,15 @@ def _listen(port: int) -> socket.socket:
     while True:
         try:
             return socket.create_server(("127.0.0.1", port), backlog=1024)
-        except OSError as error:
+        except OSError:
             if time.monotonic() > deadline:
-                sys.exit(
-                    f"Pushpin's standby cannot listen on 127.0.0.1:{port} ({error.strerror}); "
-                    "choose another with PUSHPIN_STANDBY_PORT."
-                )
+                raise
             time.sleep(0.1)
+
+
+def _remove(directory: str | None) -> None:
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 async def _serve(listener: socket.socket, parent: int) -> None:
