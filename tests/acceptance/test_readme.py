@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def commands(text: str) -> list[str]:
     return _COMMAND.findall(text)
 
 
+def fetch(url: str, **headers: str) -> str:
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=15) as response:
+        return str(response.read().decode())
+
+
 @pytest.mark.timeout(300)
 def test_steps_lead_to_an_event_and_then_to_a_worker(
     tmp_path: Path, installation: Installation
@@ -92,6 +99,8 @@ def test_steps_lead_to_an_event_and_then_to_a_worker(
         with Stream(url).open() as stream:
             project.run(send)
             message = stream.next()
+        for name in ("eventstream/eventstream.js", "admin/css/base.css"):
+            assert fetch(f"http://127.0.0.1:{port}/static/{name}")
     block = "".join(
         f"{line}\n"
         for line in (f"id: {message.id}", f"event: {message.type}", f"data: {message.data}")
