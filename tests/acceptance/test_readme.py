@@ -19,6 +19,7 @@ from tests.support.wheel import Installation
 
 README = (ROOT / "README.md").read_text()
 PRODUCTION = (ROOT / "docs/howto/production.md").read_text()
+REST_FRAMEWORK = (ROOT / "docs/howto/drf.md").read_text()
 GUIDES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("howto/*.md")),
@@ -137,6 +138,39 @@ def test_steps_lead_to_an_event_and_then_to_a_worker(
                 "the sweep has run",
             )
             assert "no issues" in project.run(check)
+
+
+@pytest.mark.timeout(300)
+def test_guide_of_rest_framework_leads_to_its_streams(
+    tmp_path: Path, installation: Installation
+) -> None:
+    project = Project(tmp_path, installation)
+    first = part("## A first event", "## In the browser")
+    install, start, migrate, serve, *_ = commands(first)
+    for command in (install, *commands(REST_FRAMEWORK), start):
+        project.run(command)
+    project.edit(first)
+    project.edit(REST_FRAMEWORK)
+    project.run(migrate)
+    project.run(
+        "python manage.py shell -c 'from django.contrib.auth.models import User; "
+        'User.objects.create_user("ann")\''
+    )
+    token = project.run("python manage.py drf_create_token ann").split()[2]
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+
+    with project.start(f"{serve} --port {port}") as web:
+        web.wait_until(lambda: is_listening(port), "the server runs")
+        assert "<html" in fetch(f"{url}/events/", Accept="text/html")
+        for path in ("events/", "any/orders/", "rooms/7/events/"):
+            with Stream(f"{url}/{path}").open() as stream:
+                assert stream.status == 200
+        with Stream(f"{url}/my-events/") as refused:
+            assert refused.status == 401
+        login = {"Authorization": f"Token {token}"}
+        with Stream(f"{url}/my-events/", headers=login).open() as stream:
+            assert stream.status == 200
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
