@@ -7,14 +7,15 @@ range: the reference of the settings is made of these words.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import redis
-import redis.sentinel
 from django.conf import settings
 from django.db import connections
 from django.utils.module_loading import import_string
+
+from eventstream.redisclients import connect
 
 Check = Callable[[object], str | None]
 
@@ -122,22 +123,10 @@ def redis_server(value: object) -> str | None:
         # Not in redis-py's words: they quote what may be a part of the password.
         return "has no number as its port; in a password, write / as %2F and # as %23"
     try:
-        _make_client(arguments).connection_pool.make_connection()
+        connect(arguments, timeout=1).connection_pool.make_connection()
     except (KeyError, TypeError, ValueError, redis.RedisError) as error:
         return f"is refused by redis-py: {type(error).__name__}: {error}"
     return None
-
-
-def _make_client(arguments: dict[str, Any]) -> redis.Redis:
-    if "sentinels" in arguments:
-        sentinels, service = arguments.pop("sentinels"), arguments.pop("service_name")
-        asked = redis.sentinel.Sentinel(sentinels, **arguments)  # type: ignore[no-untyped-call]
-        client: redis.Redis = asked.master_for(service)  # type: ignore[no-untyped-call]
-        return client
-    url = arguments.pop("url", None)
-    if url is not None:
-        return redis.Redis.from_url(url, **arguments)
-    return redis.Redis(**arguments)
 
 
 def _has_port(url: str) -> bool:

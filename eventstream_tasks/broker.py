@@ -23,7 +23,7 @@ from redis.client import PubSub
 from eventstream import conf as core_conf
 from eventstream import instruments
 from eventstream.dispatch import DispatchStatus
-from eventstream.targets.bus import connect
+from eventstream.redisclients import connect
 from eventstream_tasks import conf
 
 logger = logging.getLogger(__name__)

@@ -23,9 +23,10 @@ from eventstream.api import EventState, send_event
 from eventstream.console.screen import Screen
 from eventstream.exceptions import EventStreamError
 from eventstream.log import database_now
+from eventstream.redisclients import connect
 from eventstream.status import Finding, Level, get_status
 from eventstream.targets import get_targets
-from eventstream.targets.bus import connect, kick_topic
+from eventstream.targets.bus import kick_topic
 from eventstream.words import describe_count, describe_seconds
 
 CLOCK_SECONDS = 2.0

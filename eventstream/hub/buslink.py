@@ -13,8 +13,9 @@ import redis
 import redis.asyncio
 
 from eventstream import conf
+from eventstream.redisclients import connect_async
 from eventstream.rows import LogEvent, split_users
-from eventstream.targets.bus import connect_async, decode, event_topic, kick_topic
+from eventstream.targets.bus import decode, event_topic, kick_topic
 
 logger = logging.getLogger(__name__)
 

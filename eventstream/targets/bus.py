@@ -8,15 +8,11 @@ from json.encoder import encode_basestring as _quote
 from typing import Any
 
 import redis
-import redis.asyncio
-import redis.asyncio.retry
-import redis.sentinel
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from eventstream import conf
 from eventstream.exceptions import PublishUnavailableError
 from eventstream.models import EventKind
+from eventstream.redisclients import connect
 from eventstream.rows import OutboxRow
 from eventstream.targets.base import Item, Target
 
@@ -31,55 +27,6 @@ def event_topic(channel: str) -> str:
 def kick_topic() -> str:
     """Return the pub/sub channel that carries withdrawn permissions."""
     return f"{conf.get_options().redis_prefix}kicks"
-
-
-def connect(arguments: dict[str, Any], *, timeout: float) -> redis.Redis:
-    """Return a bounded client: no retries, this many seconds for connect and answer."""
-    limits = {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "retry": Retry(NoBackoff(), 0),
-        "decode_responses": False,  # whatever the setting has for others
-    }
-    arguments = {**arguments, **limits}
-    if "sentinels" in arguments:
-        sentinels, service = arguments.pop("sentinels"), arguments.pop("service_name")
-        asked = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-            sentinels, sentinel_kwargs=limits, **arguments
-        )
-        client: redis.Redis = asked.master_for(service)  # type: ignore[no-untyped-call]
-        return client
-    url = arguments.pop("url", None)
-    if url is not None:
-        return redis.Redis.from_url(url, **arguments)
-    return redis.Redis(**arguments)
-
-
-def connect_async(arguments: dict[str, Any]) -> redis.asyncio.Redis:
-    """Return the hub's client: a mute server is noticed by its health check.
-
-    No retries: redis-py would connect and subscribe again without a word, and nobody would
-    look for what was published meanwhile. From a URL it makes none, from arguments ten.
-    """
-    limits = {
-        "socket_connect_timeout": 2.0,
-        "retry": redis.asyncio.retry.Retry(NoBackoff(), 0),
-        "decode_responses": False,
-    }
-    arguments = {**arguments, **limits, "health_check_interval": 5}
-    if "sentinels" in arguments:
-        sentinels, service = arguments.pop("sentinels"), arguments.pop("service_name")
-        asked = redis.asyncio.Sentinel(  # type: ignore[no-untyped-call]
-            sentinels,
-            sentinel_kwargs={**limits, "socket_timeout": 2.0},
-            **arguments,
-        )
-        client: redis.asyncio.Redis = asked.master_for(service)
-        return client
-    url = arguments.pop("url", None)
-    if url is not None:
-        return redis.asyncio.Redis.from_url(url, **arguments)
-    return redis.asyncio.Redis(**arguments)
 
 
 def decode(payload: bytes) -> list[list[Any]]:

@@ -24,9 +24,10 @@ from eventstream.hub.pool import ReaderPool
 from eventstream.hub.tails import ChannelState
 from eventstream.models import Event, EventKind
 from eventstream.reading import Reader
+from eventstream.redisclients import connect
 from eventstream.rows import ChannelLog, LogEvent, OutboxRow, partition_of
 from eventstream.storage import DjangoModelStorage, get_storage
-from eventstream.targets.bus import BusTarget, connect, event_topic, kick_topic
+from eventstream.targets.bus import BusTarget, event_topic, kick_topic
 from eventstream.testing import drain_outbox
 from tests.support.sse import Message, Parser
 from tests.support.valkey import Valkey

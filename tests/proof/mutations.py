@@ -422,7 +422,7 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_one_of_those_whose_join_failed_begins_the_next",
     ),
     Mutation(
-        "the bus is subscribed to again without a word", "eventstream/targets/bus.py",
+        "the bus is subscribed to again without a word", "eventstream/redisclients.py",
         'redis.asyncio.retry.Retry(NoBackoff(), 0)', 'redis.asyncio.retry.Retry(NoBackoff(), 10)',
         "tests/integration/test_hub.py::test_what_passed_while_the_connection_was_cut_is_found",
     ),
