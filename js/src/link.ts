@@ -4,6 +4,7 @@
  */
 
 import { backoff } from "./backoff.ts";
+import { now } from "./clock.ts";
 import type { ParsedEvent } from "./parser.ts";
 import { isWithin } from "./position.ts";
 import type { Connection, End, Sink } from "./transport.ts";
@@ -84,7 +85,7 @@ export class Link {
 
   /** Attempts that failed in a row; 0 while the server has asked us to stay away. */
   get failures(): number {
-    return this.#isOpen || this.#notBefore > Date.now() ? 0 : this.#attempt;
+    return this.#isOpen || this.#notBefore > now() ? 0 : this.#attempt;
   }
 
   /** Connects, or goes on with a backoff: after so many failures, of whichever tab. */
@@ -94,7 +95,7 @@ export class Link {
     this.#attempt = failures;
     this.#watch = setInterval(() => this.#check(), 2_000);
     const rest = failures && backoff(failures - 1, this.#retry, this.#options.maxRetryTime);
-    const wait = Math.max(this.#notBefore - Date.now(), rest);
+    const wait = Math.max(this.#notBefore - now(), rest);
     if (wait <= 0) return this.#connect();
     this.#retryTimer = setTimeout(() => this.#connect(), wait);
     if (!failures) this.#setStatus("connecting");
@@ -118,14 +119,14 @@ export class Link {
   /** Looks at once whether the connection is alive, and does not wait out a backoff. */
   wake(reason: "online" | "visible"): void {
     if (!this.#isStarted) return;
-    const now = Date.now();
+    const time = now();
     if (this.#connection) {
       // The network may be another one: what was sent through the old one is not coming.
-      if (reason === "online" && this.#startedAt < now - SPACING) this.#connect();
+      if (reason === "online" && this.#startedAt < time - SPACING) this.#connect();
       else this.#check();
       return;
     }
-    const wait = Math.max(this.#notBefore - now, this.#startedAt + SPACING - now, 0);
+    const wait = Math.max(this.#notBefore - time, this.#startedAt + SPACING - time, 0);
     clearTimeout(this.#retryTimer);
     this.#retryTimer = setTimeout(() => this.#connect(), wait);
   }
@@ -149,12 +150,12 @@ export class Link {
   #connect(): void {
     this.#drop();
     this.#expect(null);
-    this.#startedAt = this.#heardAt = Date.now();
+    this.#startedAt = this.#heardAt = now();
     const sink: Sink = {
       onOpen: () => {
         this.#isOpen = true;
         this.#hasRenewed = false;
-        this.#openedAt = this.#heardAt = Date.now();
+        this.#openedAt = this.#heardAt = now();
         this.#settle(OPENING);
         this.#host.onOpen();
       },
@@ -169,7 +170,7 @@ export class Link {
   }
 
   #receive(events: ParsedEvent[]): void {
-    this.#heardAt = Date.now();
+    this.#heardAt = now();
     if (!events.length) return;
     for (const event of events) {
       if (event.type === "stream-open") this.#readOpening(event.data);
@@ -230,15 +231,14 @@ export class Link {
   }
 
   #check(): void {
-    // Date, not a monotonic clock: that one stands still while a laptop sleeps.
-    const silent = Date.now() - this.#heardAt;
+    const silent = now() - this.#heardAt;
     const limit = this.#isOpen ? this.#silence : Math.min(this.#silence || CONNECT_TIMEOUT, CONNECT_TIMEOUT);
     if (limit && silent > limit) this.fail();
   }
 
   #onEnd(end: End): void {
     const wasOpen = this.#isOpen;
-    const wasStable = wasOpen && Date.now() - this.#openedAt > STABLE;
+    const wasStable = wasOpen && now() - this.#openedAt > STABLE;
     this.#drop();
     if (end.kind === "done") {
       this.stop();
@@ -253,7 +253,7 @@ export class Link {
     }
     if (wasStable) this.#attempt = 0;
     const { onLine } = globalThis.navigator ?? {};
-    this.#notBefore = end.wait ? Date.now() + Math.min(end.wait, DAY) : 0;
+    this.#notBefore = end.wait ? now() + Math.min(end.wait, DAY) : 0;
     const wait = Math.max(
       backoff(this.#attempt, this.#retry, this.#options.maxRetryTime),
       // Not all in the very second in which the server lets them.

@@ -14,6 +14,7 @@
  * to messages, locks and timers, a tab can only have one connection too many.
  */
 
+import { now } from "./clock.ts";
 import type { ParsedEvent } from "./parser.ts";
 import { canonical } from "./position.ts";
 import type { Link, Status } from "./link.ts";
@@ -222,7 +223,7 @@ export class Share {
   }
 
   #ask(): void {
-    this.#askedAt = Date.now();
+    this.#askedAt = now();
     this.#say({ kind: "hello", tab: this.#tab, position: this.#host.position() });
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
@@ -241,7 +242,7 @@ export class Share {
   #tick(): void {
     if (this.#role === "leading") this.#say({ kind: "state", ...this.#state });
     // A hidden leader's timers may come once a minute, but it answers at once.
-    const isSilent = Date.now() - this.#heardAt > LEADER_SILENCE;
+    const isSilent = now() - this.#heardAt > LEADER_SILENCE;
     if (this.#role === "following" && isSilent) this.#ask();
   }
 
@@ -257,7 +258,7 @@ export class Share {
     }
     if (this.#role === "leading" || this.#role === "stopped") return;
     if (message.kind === "welcome" && message.to !== this.#tab) return;
-    this.#heardAt = Date.now();
+    this.#heardAt = now();
     if (message.kind === "steps") return this.#hearSteps(message);
     if (message.kind === "bye") {
       if (message.leader === this.#leader && this.#role === "following") this.#join();
@@ -288,7 +289,7 @@ export class Share {
       // Steps are missing, or this leader has not introduced itself.
       if (this.#role === "following") return this.#join();
       this.#know("", 0, null);
-      if (Date.now() - this.#askedAt > JOINING) this.#ask();
+      if (now() - this.#askedAt > JOINING) this.#ask();
     } else if (this.#role === "following") {
       if (fresh.length) this.#seq = fresh[fresh.length - 1]!.seq;
       this.#leaderStatus = status;
@@ -315,7 +316,7 @@ export class Share {
     clearTimeout(this.#timer);
     this.#link.stop();
     this.#role = "following";
-    this.#heardAt = Date.now();
+    this.#heardAt = now();
     this.#know(this.#leader, this.#seq, null);
     this.#host.onFollow(start);
     // Best-effort events among them may have come by the tab's own connection.

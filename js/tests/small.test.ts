@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { backoff, retryAfter } from "../src/backoff.ts";
+import { now } from "../src/clock.ts";
 import { canonical, isWithin, parsePosition, tidy } from "../src/position.ts";
 
 test("a position has a number for each channel, and names stay as they come", () => {
@@ -50,6 +51,25 @@ const WITHIN: [string, string, boolean][] = [
 ];
 for (const [text, base, expected] of WITHIN) {
   test(`${text} is ${expected ? "" : "not "}within ${base}`, () => assert.equal(isWithin(text, base), expected));
+}
+
+const CLOCKS: [string, wall: number, steady: number, passed: number][] = [
+  ["both clocks go on", 5_000, 5_000, 5_000],
+  ["it sleeps, and one of them as well", 3_600_000, 20, 3_600_000],
+  ["one is set back", -3_600_000, 20, 20],
+  ["one is corrected by a little", 900, 20, 20],
+];
+for (const [name, wall, steady, passed] of CLOCKS) {
+  test(`time that passes while ${name}`, (t) => {
+    const [date, monotonic] = [Date.now(), performance.now()];
+    const mocks = [t.mock.method(Date, "now", () => date), t.mock.method(performance, "now", () => monotonic)];
+    const before = now();
+
+    mocks[0]!.mock.mockImplementation(() => date + wall);
+    mocks[1]!.mock.mockImplementation(() => monotonic + steady);
+
+    assert.equal(Math.round(now() - before), passed);
+  });
 }
 
 test("waits grow from retry to the cap, and have a random part from the first on", () => {

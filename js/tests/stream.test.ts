@@ -421,6 +421,36 @@ test("a stream that falls silent is given up, and goes on where it was", async (
   assert.ok(types.includes("error"));
 });
 
+test("a silence is noticed though the clock is set back", async (t) => {
+  const server = await Server.start(t, (response) => open(response, opening("c:1")));
+  const { stream } = new Recorder(t, server.url, { silenceTimeout: 500 });
+  await until(() => stream.status === "live", "it is live");
+  const { now } = Date;
+
+  t.mock.method(Date, "now", () => now() - 3_600_000);
+
+  await until(() => server.requests.length === 2, "the second request");
+});
+
+test("a network that is back is tried at once though the clock is set back", async (t) => {
+  const server = await Server.start(t, (response, _, number) => {
+    if (number === 1) response.writeHead(503).end();
+    else open(response, event(1));
+  });
+  const page = new EventTarget();
+  const { addEventListener } = globalThis;
+  globalThis.addEventListener = page.addEventListener.bind(page) as typeof addEventListener;
+  const { stream, data } = new Recorder(t, server.url);
+  globalThis.addEventListener = addEventListener;
+  await until(() => stream.status === "offline", "the first failure");
+  const { now } = Date;
+
+  t.mock.method(Date, "now", () => now() - 3_600_000);
+  page.dispatchEvent(new Event("online"));
+
+  await until(() => data.length, "the event", 1_900); // the least that it would wait by itself is more
+});
+
 test("keep-alives and comments are no silence", async (t) => {
   const server = await Server.start(t, (response, _, number) => {
     open(response, event(1));
