@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
 from tests import settings as project
 from tests.support.browser import browsing, watch
@@ -260,6 +260,40 @@ def test_tail_shows_any_channel_as_text(office: Office, browser: Browser) -> Non
     assert tail.locator("img, b").count() == 0
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("[data-es-tail-state]")).to_have_text("Stopped.")
+    page.context.close()
+
+
+def test_tail_that_waits_to_try_again_can_be_stopped(
+    office: Office, browser: Browser
+) -> None:
+    page = office.open(browser, "channel")
+    requests: list[str] = []
+
+    def refuse(route: Route) -> None:
+        requests.append(route.request.url)
+        route.abort()
+
+    page.route("**/events/**", refuse)
+    page.reload()
+    state = page.locator("[data-es-tail-state]")
+    expect(state).to_contain_text("Trying again")
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(3000)  # it tries again after two seconds
+    expect(state).to_have_text("Stopped.")
+    assert len(requests) == 1
+
+    page.get_by_role("button", name="Go on").click()
+    expect(state).to_contain_text("Trying again")
+    page.get_by_role("button", name="Stop").click()
+    page.unroute("**/events/**")
+    page.get_by_role("button", name="Go on").click()
+    expect(state).to_have_text("Live.")
+    page.wait_for_timeout(3000)  # the reader before this one would be back by now
+    office.stack.send("private-9", data="only one reader")
+    row = page.locator("[data-es-tail] li", has_text="only one reader")
+    expect(row).not_to_have_count(0)
+    page.wait_for_timeout(500)
+    expect(row).to_have_count(1)
     page.context.close()
 
 

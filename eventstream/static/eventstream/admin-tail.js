@@ -57,11 +57,10 @@
     else if (data.length && type !== "keep-alive" && type !== "stream-open") show(type, id ?? "", data.join("\n"));
   }
 
-  async function read() {
-    controller = new AbortController();
+  async function read(signal) {
     const headers = { Accept: "text/event-stream", Authorization: `Bearer ${box.dataset.esToken}` };
     if (position) headers["Last-Event-ID"] = position;
-    const response = await fetch(box.dataset.esTail, { headers, signal: controller.signal, credentials: "omit", cache: "no-store" });
+    const response = await fetch(box.dataset.esTail, { headers, signal, credentials: "omit", cache: "no-store" });
     if (!response.ok) {
       const text = (await response.text()).trim();
       isOver = response.status === 501;
@@ -80,20 +79,23 @@
   }
 
   async function run() {
+    controller = new AbortController();
+    const { signal } = controller;
     while (!isOver) {
       try {
-        await read();
+        await read(signal);
         if (!isOver) say("The stream ended; opening it again.");
       } catch (error) {
-        if (controller.signal.aborted) return;
+        if (signal.aborted) return;
         say(isOver ? `Ended: ${error.message}` : `Cannot be read: ${error.message}. Trying again.`);
       }
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      if (signal.aborted) return; // by Stop, which Go on may have followed
     }
   }
 
   stop.addEventListener("click", () => {
-    if (controller && !controller.signal.aborted) {
+    if (!controller.signal.aborted) {
       controller.abort();
       stop.textContent = "Go on";
       say("Stopped.");
