@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from django.db import InterfaceError, OperationalError
 
+from eventstream import conf
 from eventstream.hub.buslink import BusLink
 from eventstream.hub.log import Log
 from eventstream.hub.subscribers import Subscriber
@@ -81,9 +82,12 @@ class Channels:
         if self._bus is not None:
             await self._bus.subscribe(event_topic(state.name))
         if not state.is_reliable:
+            for using in conf.get_options().databases:
+                await self._log.begin(using)  # whichever has its kicks
             state.is_live = True
             return
         await self._log.find_alias(state)
+        await self._log.begin(state.alias)
         heads = await self._log.current_ids(state.alias, [state.name])
         state.head = heads[state.name]
         state.is_live = True

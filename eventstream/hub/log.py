@@ -7,10 +7,14 @@ before any event that follows it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
+
+from django.db import InterfaceError, OperationalError
 
 from eventstream import conf
 from eventstream.hub.pool import ReaderPool
@@ -31,19 +35,38 @@ Heads = dict[int, int]
 class Log:
     """Reads the log in the pool's threads.
 
+    Args:
+        pool: The threads.
+        on_kick: Called with channel and user id of each kick.
+        on_begun: Called once the heads of a database are known.
+
     Attributes:
         heard_since: By time.monotonic(). Kicks from then on this process hears of; one before
             may be below the heads with which it began.
     """
 
-    def __init__(self, pool: ReaderPool, on_kick: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        pool: ReaderPool,
+        on_kick: Callable[[str, str], None],
+        on_begun: Callable[[], None],
+    ) -> None:
         self._pool = pool
         self._on_kick = on_kick
+        self._on_begun = on_begun
         self._loop = asyncio.get_running_loop()
         self.heard_since = -math.inf
         self._heads: dict[str, Heads] = {}
         self._done: dict[str, Heads] = {}
-        self._looking = asyncio.Lock()
+        # One at a time: of two that both are the first, each would take the kicks before
+        # its own heads for known. Of each database, as another may be away.
+        self._looking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def begin(self, using: str) -> None:
+        """Wait until it is known how far the log is: later kicks are those above it."""
+        async with self._looking[using]:
+            if using not in self._heads:
+                await self._look(using)
 
     async def look(self, using: str) -> tuple[Heads, set[int] | None]:
         """Number what is stale; return the heads, and the partitions to be looked at.
@@ -51,21 +74,24 @@ class Log:
         These are the ones that have moved since the heads that `done` was told of, or None
         for all.
         """
-        # One at a time: of two that both are the first, each would take the kicks before
-        # its own heads for known.
-        async with self._looking:
-            known = self._heads.get(using)
-            heads, kicks = await self._pool.run(
-                functools.partial(_look, using, known), using
-            )
-            self._heads[using] = heads
-            if known is None:
-                self.heard_since = time.monotonic()
-            self._tell(kicks)
+        async with self._looking[using]:
+            heads = await self._look(using)
         done = self._done.get(using)
         if done is None:
             return heads, None
         return heads, {n for n, head in heads.items() if head != done.get(n)}
+
+    async def _look(self, using: str) -> Heads:
+        known = self._heads.get(using)
+        heads, kicks = await self._pool.run(
+            functools.partial(_look, using, known), using
+        )
+        self._heads[using] = heads
+        if known is None:
+            self.heard_since = time.monotonic()
+            self._on_begun()
+        self._tell(kicks)
+        return heads
 
     def done(self, using: str, heads: Heads) -> None:
         """Note that what moved up to these heads has been looked at.
@@ -82,7 +108,7 @@ class Log:
     async def find_alias(self, state: ChannelState) -> None:
         """Find the database of a channel; again, as long as none is known to have it."""
         if not state.is_alias_known:
-            find = functools.partial(find_alias, state.name)
+            find = functools.partial(_find_alias, state.name)
             state.alias, state.is_alias_known = await self._pool.run(find)
 
     async def read(self, state: ChannelState, place: int) -> ChannelLog:
@@ -98,6 +124,7 @@ class Log:
 
     async def _read_page(self, state: ChannelState, place: int) -> ChannelLog:
         await self.find_alias(state)
+        await self.begin(state.alias)
         partition = partition_of(state.name)
         known = self._heads[state.alias].get(partition, 0)
         limit = min(conf.get_options().page_size, state.rows_per_read)
@@ -116,6 +143,19 @@ class Log:
     def _tell(self, kicks: list[Kick]) -> None:
         for _, _, channel, user_id in kicks:
             self._on_kick(channel, user_id)
+
+
+def _find_alias(channel: str) -> tuple[str, bool]:
+    """Return what the storage finds; while a database is away, what the others have."""
+    try:
+        return find_alias(channel)
+    except (OperationalError, InterfaceError):
+        storage = get_storage()
+        for using in conf.get_options().databases:
+            with contextlib.suppress(OperationalError, InterfaceError):
+                if storage.has_channel(using, channel):
+                    return using, True
+        raise
 
 
 def _look(using: str, known: Heads | None) -> tuple[Heads, list[Kick]]:

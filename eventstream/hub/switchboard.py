@@ -44,14 +44,15 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._pool = ReaderPool(conf.get_options().reader_threads)
         self._bus = BusLink(self) if conf.redis_arguments() is not None else None
-        self._log = Log(self._pool, self.receive_kick)
+        self._log = Log(self._pool, self.receive_kick, self._ask_again)
         self.channels = Channels(self._log, self._bus)
         self._permissions = Permissions(self._pool, self.channels.get, self._spawn)
         self._sampler = Sampler()
         beginnings = Beginnings(self._pool)
         self._streams = Streams(self._log, self.channels, beginnings, self._sampler)
-        self._looked: asyncio.Task[None] | None = None
-        self._look_soon = asyncio.Event()
+        self._look_soon = {
+            using: asyncio.Event() for using in conf.get_options().databases
+        }
         self._name = holder_name()
         self._reported_at = 0.0
         self._cut_off_count = 0
@@ -118,7 +119,6 @@ class Hub:
     async def _begin(self, subscriber: Subscriber) -> bytes:
         subscriber.is_begun = True
         try:
-            await self._look_first()
             await asyncio.gather(*map(self.channels.join, subscriber.states))
             self._permissions.begin(subscriber, self._log.heard_since)
             return (await self._streams.open(subscriber)).encode()
@@ -126,19 +126,14 @@ class Hub:
             subscriber.is_over = True  # it is logged; the client comes back
             return b""
 
-    async def _look_first(self) -> None:
-        """Wait until the hub knows how far the log is: later kicks are those above it."""
-        if self._looked is None:
-            self._looked = self._loop.create_task(self.look())
-        looked = self._looked
-        try:
-            await asyncio.shield(looked)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            if self._looked is looked:  # or another has tried again already
-                self._looked = None
-            raise
+    def _ask_again(self) -> None:
+        """Ask for streams that began before the hub has heard of a database's kicks.
+
+        None of their channels is in it, but a kick may be sent `using` it.
+        """
+        for subscriber in self.channels.subscribers():
+            if subscriber.places:  # the others ask as they begin
+                self._permissions.begin(subscriber, self._log.heard_since)
 
     # --- what the bus brings
 
@@ -176,7 +171,8 @@ class Hub:
         draining.listen(self)
         events_numbered.connect(self._on_numbered)
         events_sent_unstored.connect(self._on_unstored)
-        self._spawn(self._look_loop())
+        for using in self._look_soon:
+            self._spawn(self._look_loop(using))
         self._spawn(self._tick_loop())
         if self._bus is not None:
             self._spawn(self._bus.run())
@@ -197,7 +193,8 @@ class Hub:
             logger.info("Ending %s streams: the process stops", len(subscribers))
 
     def _on_numbered(self, using: str, partition: int, **_: object) -> None:
-        self._call_soon(self._look_soon.set)
+        if using in self._look_soon:
+            self._call_soon(self._look_soon[using].set)
 
     def _on_unstored(self, rows: list[OutboxRow], **_: object) -> None:
         if self._bus is None:
@@ -209,33 +206,41 @@ class Hub:
         with contextlib.suppress(RuntimeError):  # the loop may be closed by now
             self._loop.call_soon_threadsafe(callback, *args)
 
-    async def _look_loop(self) -> None:
+    async def _look_loop(self, using: str) -> None:
         options = conf.get_options()
         interval = options.poll_interval
         if self._bus is None:
             interval = options.poll_interval_without_bus
         while True:
             try:
-                await self.look()
+                await self._look(using)
             except (OperationalError, InterfaceError) as error:
-                logger.warning("Cannot look at the log: %s", error)
+                logger.warning("Cannot look at the log of %s: %s", using, error)
             except Exception:
                 logger.exception("Looking at the log failed")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval):
-                    await self._look_soon.wait()
-            self._look_soon.clear()
+                    await self._look_soon[using].wait()
+            self._look_soon[using].clear()
 
     async def look(self, *, is_full: bool = False) -> None:
         """Look at the log: number what is stale, find what the bus did not bring.
 
         Args:
             is_full: Look at every channel, not only where positions have moved.
+
+        Raises:
+            OperationalError, InterfaceError: A database is away. The others were looked at.
         """
-        for using in conf.get_options().databases:
-            heads, moved = await self._log.look(using)
-            await self.channels.look(using, None if is_full else moved)
-            self._log.done(using, heads)
+        looks = [self._look(using, is_full=is_full) for using in self._look_soon]
+        for failure in await asyncio.gather(*looks, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
+    async def _look(self, using: str, *, is_full: bool = False) -> None:
+        heads, moved = await self._log.look(using)
+        await self.channels.look(using, None if is_full else moved)
+        self._log.done(using, heads)
 
     async def _tick_loop(self) -> None:
         """Keep-alives, permissions asked again, and channels that nobody reads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections
+from django.db.backends.utils import CursorWrapper
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events, sse
@@ -545,7 +547,7 @@ async def test_kick_between_two_looks_that_are_both_the_first_is_heard(
 
     monkeypatch.setattr(ReaderPool, "run", wait)
     pool = ReaderPool(2)
-    log = Log(pool, lambda channel, user_id: heard.append(user_id))
+    log = Log(pool, lambda channel, user_id: heard.append(user_id), lambda: None)
     first = asyncio.create_task(log.look("default"))
     await is_read.wait()
     await send_after_a_kick()
@@ -646,6 +648,91 @@ async def test_first_event_of_a_channel_is_found_in_whichever_database(
         await get_hub().look()
 
     assert await stream.ids(3) == [1, 2, 3]
+    await stream.close()
+
+
+@contextlib.contextmanager
+def database_away(alias: str) -> Iterator[None]:
+    """Have every statement fail that this database is asked."""
+
+    def execute(self: CursorWrapper, *arguments: Any) -> object:
+        if self.db.alias == alias:
+            raise OperationalError("server closed the connection unexpectedly")
+        return original(self, *arguments)
+
+    original = CursorWrapper._execute  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CursorWrapper, "_execute", execute)
+        yield
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+async def test_database_that_is_away_stops_no_stream_of_another(
+    bus: BusTarget, settings: Settings
+) -> None:
+    settings.EVENTSTREAM_DATABASES = ["other", "default"]
+    await get_hub().close()  # it is to look at both from the beginning
+    await send(1)
+
+    with database_away("other"):
+        stream = await Stream("orders", orders=0).open()
+        assert await stream.ids(1) == [1]
+        await send(1)
+        with pytest.raises(OperationalError):
+            await get_hub().look()
+        assert await stream.ids(1) == [2]
+        with pytest.raises(StopAsyncIteration):
+            await Stream("nobody-knows-where").open()
+    await stream.close()
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+async def test_database_that_hangs_stops_no_stream_of_another(
+    bus: BusTarget, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EVENTSTREAM_DATABASES = ["default", "other"]
+    settings.EVENTSTREAM_POLL_INTERVAL = 0.1
+    await get_hub().close()
+    may_go_on = threading.Event()
+    heads = DjangoModelStorage.heads
+
+    def hang(storage: DjangoModelStorage, using: str) -> dict[int, int]:
+        if using == "other":
+            may_go_on.wait(20)
+        return heads(storage, using)
+
+    monkeypatch.setattr(DjangoModelStorage, "heads", hang)
+    await send(1)
+    stream = await Stream("orders", orders=0).open()
+    await send(1)
+
+    assert await stream.ids(2) == [1, 2]
+    may_go_on.set()
+    await stream.close()
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+async def test_kick_of_which_a_database_has_not_told_since_the_hub_began_is_heard(
+    bus: BusTarget, settings: Settings
+) -> None:
+    """It may be sent `using` another than the channel's, of which no stream waits."""
+    settings.EVENTSTREAM_DATABASES = ["default", "other"]
+    await get_hub().close()
+    await send(1, "members")
+    with database_away("other"):
+        await (await Stream("members").open()).close()
+        stream = await Stream("members", user_id="7").open()  # there is no such user
+
+    def work() -> None:
+        partition = partition_of("members")
+        kick = Event(kind=EventKind.KICK, partition=partition, channel="members", type="kick", data="7")  # fmt: skip
+        get_storage().append("other", [kick])
+        get_storage().number_all("other", partition)
+
+    await sync_to_async(work)()
+    await get_hub().look()
+
+    assert (await stream.next()).type == "stream-error"
     await stream.close()
 
 

@@ -402,13 +402,28 @@ MUTATIONS = [
     ),
     Mutation(
         "two looks are both the first", "eventstream/hub/log.py",
-        "        async with self._looking:\n", "        if True:\n",
+        "        async with self._looking[using]:\n            heads", "        if True:\n            heads",
         "tests/integration/test_hub.py::test_kick_between_two_looks_that_are_both_the_first_is_heard",
     ),
     Mutation(
+        "a database that is away ends the looks at others", "eventstream/hub/switchboard.py",
+        "await asyncio.gather(*looks, return_exceptions=True)", "[await look for look in looks]",
+        "tests/integration/test_hub.py::test_database_that_is_away_stops_no_stream_of_another",
+    ),
+    Mutation(
+        "a database that is away hides channels of others", "eventstream/hub/log.py",
+        "                if storage.has_channel(using, channel):\n                    return using, True\n", "                pass\n",
+        "tests/integration/test_hub.py::test_database_that_is_away_stops_no_stream_of_another",
+    ),
+    Mutation(
+        "kicks before the first look at a database are for no stream", "eventstream/hub/log.py",
+        "            self._on_begun()\n", "",
+        "tests/integration/test_hub.py::test_kick_of_which_a_database_has_not_told_since_the_hub_began_is_heard",
+    ),
+    Mutation(
         "what has moved counts as looked at before it is", "eventstream/hub/switchboard.py",
-        "            await self.channels.look(using, None if is_full else moved)\n            self._log.done(using, heads)\n",
-        "            self._log.done(using, heads)\n            await self.channels.look(using, None if is_full else moved)\n",
+        "        await self.channels.look(using, None if is_full else moved)\n        self._log.done(using, heads)\n",
+        "        self._log.done(using, heads)\n        await self.channels.look(using, None if is_full else moved)\n",
         "tests/integration/test_hub.py::test_look_that_could_not_be_finished_is_taken_up_by_the_next",
     ),
     Mutation(
@@ -473,7 +488,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a gap is filled from where the channel was looked for first", "eventstream/hub/log.py",
-        "        await self.find_alias(state)\n        partition", "        partition",
+        "        await self.find_alias(state)\n        await self.begin", "        await self.begin",
         "tests/integration/test_hub.py::test_first_event_of_a_channel_is_found_in_whichever_database",
     ),
     Mutation(
