@@ -19,15 +19,11 @@ from eventstream.initial import (
 
 
 class Beginnings:
-    """Reads initial states in the pool's threads, one fewer than there are.
-
-    So that slow states do not hold up the log.
-    """
+    """Reads initial states in the pool's threads."""
 
     def __init__(self, pool: ReaderPool) -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
-        self._slots = asyncio.Semaphore(max(1, pool.thread_count - 1))
 
     async def read(
         self, subscriber: Subscriber, states: list[ChannelState]
@@ -67,7 +63,7 @@ class Beginnings:
         return await asyncio.shield(task)
 
     async def _ask(self, state: ChannelState, user_id: str) -> tuple[int, str]:
-        async with self._slots:
+        async with self._pool.slots:
             place = state.head
             read = functools.partial(_read_initial_state, user_id, state.name)
             return place, await self._pool.run(read)

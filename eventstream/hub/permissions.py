@@ -129,7 +129,8 @@ class Permissions:
         for (user_id, channels), group in groups.items():
             call = functools.partial(ask_permission, user_id, channels)
             try:
-                error = await self._pool.run(call, *connections)
+                async with self._pool.slots:
+                    error = await self._pool.run(call, *connections)
             except Exception:
                 logger.exception("Cannot ask for permissions again")
                 unknown += group

@@ -18,10 +18,16 @@ _CLOSING = 5.0
 
 
 class ReaderPool:
-    """Threads whose database connections stay open: as many, however many streams."""
+    """Threads whose database connections stay open: as many, however many streams.
+
+    Attributes:
+        slots: To be held while a thread runs what the application has written, however slow
+            that is. One fewer than there are threads, which is left for the log.
+    """
 
     def __init__(self, thread_count: int) -> None:
         self.thread_count = thread_count
+        self.slots = asyncio.Semaphore(max(1, thread_count - 1))
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(thread_count, "eventstream-reader")
 

@@ -403,6 +403,31 @@ async def test_kicked_reader_gets_nothing_of_what_follows(
         await stream.next()
 
 
+async def test_slow_channel_manager_holds_up_nobody_else(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> str:
+        asked.set()
+        may_answer.wait(20)
+        return ""
+
+    monkeypatch.setattr("eventstream.hub.permissions.ask_permission", ask)
+    await send(2)
+    kicked = [await Stream("members", user_id=str(n)).open() for n in range(9)]
+    for number in range(9):
+        get_hub().receive_kick("members", str(number))
+    await sync_to_async(asked.wait)()
+
+    stream = await Stream("orders", orders=0).open()
+
+    assert await stream.ids(2) == [1, 2]
+    may_answer.set()
+    for each in [*kicked, stream]:
+        await each.close()
+
+
 @pytest.mark.parametrize("may_read", [True, False])
 async def test_kicked_reader_is_sent_nothing_until_the_manager_could_be_asked(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch, may_read: bool

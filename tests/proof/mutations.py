@@ -406,6 +406,11 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_kick_between_two_looks_that_are_both_the_first_is_heard",
     ),
     Mutation(
+        "permissions are asked in every thread of the hub", "eventstream/hub/permissions.py",
+        "                async with self._pool.slots:\n", "                if True:\n",
+        "tests/integration/test_hub.py::test_slow_channel_manager_holds_up_nobody_else",
+    ),
+    Mutation(
         "a database that is away ends the looks at others", "eventstream/hub/switchboard.py",
         "await asyncio.gather(*looks, return_exceptions=True)", "[await look for look in looks]",
         "tests/integration/test_hub.py::test_database_that_is_away_stops_no_stream_of_another",
