@@ -264,8 +264,8 @@ async def test_bus_is_connected_to_anew_whatever_has_ended_it(
         confirm(link, topic)
 
     monkeypatch.setattr(BusLink, "_confirm", fail_once)
+    await send(1)  # published to nobody
     other = await Stream("other").open()
-    await publish(bus, 1)
 
     assert await stream.ids(1) == [1]
     assert "Reading the bus failed" in caplog.messages
