@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from eventstream.storage import alias_of
 from eventstream.tokens import make_subscribe_token, read_subscribe_token
 from eventstream_tasks.tasks import prune, republish
 from tests.integration.test_console import run
+from tests.support.processes import ROOT
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -97,6 +99,20 @@ def test_outbox_that_is_away_keeps_nothing_from_being_sent() -> None:
     send_event("new", "message", 1, using="default")
 
     assert Event.objects.count() == 1
+
+
+def test_router_of_the_guide_says_where_a_channel_lives(settings: Settings) -> None:
+    """Its database `shop` is `other` here."""
+    guide = (ROOT / "docs/howto/sending.md").read_text()
+    [code] = re.findall(r"```python\n(class EventRouter.*?)```", guide, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace('"shop"', '"other"'), "sending.md", "exec"), names)
+    settings.DATABASE_ROUTERS = [names["EventRouter"]()]
+
+    sent = [send_event(channel, "message", 1) for channel in ("orders-1", "log")]
+
+    assert [event.using for event in sent] == ["other", "default"]
+    assert (alias_of("orders-new"), alias_of("log")) == ("other", "default")
 
 
 @pytest.fixture
