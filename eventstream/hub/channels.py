@@ -137,18 +137,25 @@ class Channels:
         for each in self:
             if each.alias == using and each.wanted > each.head:
                 self.fill(each, each.wanted)
-        names = [
-            state.name
+        states = [
+            state
             for state in self
             if (state.alias == using or (state.alias and not state.is_alias_known))
             and (partitions is None or partition_of(state.name) in partitions)
         ]
-        for first in range(0, len(names), _NAMES_PER_QUERY):
-            some = names[first : first + _NAMES_PER_QUERY]
-            last_eids = await self._log.current_ids(using, some)
+        for first in range(0, len(states), _NAMES_PER_QUERY):
+            # Of now: what comes meanwhile, the answer may not have.
+            heads = {s.name: s.head for s in states[first : first + _NAMES_PER_QUERY]}
+            last_eids = await self._log.current_ids(using, list(heads))
             for name, last_eid in last_eids.items():
                 state = self._states.get(name)
-                if state is not None and last_eid > state.head:
+                if state is None:
+                    continue
+                is_its_log = state.alias == using and state.is_alias_known
+                if state.is_live and is_its_log and last_eid < heads[name]:
+                    logger.warning("The log of %s has lost events", name)
+                    state.go_back(last_eid)
+                elif last_eid > state.head:
                     self.fill(state, last_eid)
 
     def fill(self, state: ChannelState, wanted: int) -> None:
@@ -173,10 +180,7 @@ class Channels:
                 if log.is_reset:
                     # The log was pruned past us: readers will find that out, each for
                     # itself, when it reads from its own position.
-                    state.tail.clear()
-                    state.tail_bytes = 0
-                    state.head = log.last_eid
-                    state.wake()
+                    state.start_from(log.last_eid)
                     return
                 if not log.rows:
                     return

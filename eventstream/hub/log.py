@@ -87,7 +87,8 @@ class Log:
             functools.partial(_look, using, known), using
         )
         self._heads[using] = heads
-        if known is None:
+        # A log that has lost its end may have kicks again where it had others.
+        if known is None or any(head < known.get(p, 0) for p, head in heads.items()):
             self.heard_since = time.monotonic()
             self._on_begun()
         self._tell(kicks)

@@ -16,6 +16,7 @@ from eventstream.hub.subscribers import Subscriber
 from eventstream.hub.tails import ChannelState
 from eventstream.initial import has_initial_states
 from eventstream.latency import Sampler
+from eventstream.log import NO_END
 from eventstream.positions import format_position
 
 
@@ -96,15 +97,18 @@ class Streams:
     ) -> bytes:
         """Read one page of each channel from the log, and move the position behind it."""
         instruments.active.catch_up("hub")
-        logs = [
-            (state, await self._log.read(state, subscriber.places[state.name]))
-            for state in states
-        ]
+        logs = []
+        for state in states:
+            # An id that no log has: to be told where the log ends.
+            is_lost = state.name in subscriber.lost
+            place = NO_END if is_lost else subscriber.places[state.name]
+            logs.append((state, await self._log.read(state, place)))
         chunk = b""
         lost = [state for state, log in logs if log.is_reset]
         for state, log in logs:
             if log.is_reset:
                 subscriber.places[state.name] = log.last_eid
+                subscriber.lost -= {state.name}
                 await self._reach(state, log.last_eid)
         if lost:
             instruments.active.reset("hub")

@@ -30,6 +30,7 @@ class Subscriber:
         "is_live",
         "is_over",
         "is_sample",
+        "lost",
         "places",
         "reader",
         "states",
@@ -43,6 +44,8 @@ class Subscriber:
         self.places: dict[str, int] = {}
         # Channels whose initial state is yet to be sent.
         self.unbegun: frozenset[str] = frozenset()
+        # Channels whose log has gone back behind the reader: to be reset.
+        self.lost: frozenset[str] = frozenset()
         self.error = ""
         self.check_count = 0
         self.written_at = time.monotonic()
@@ -109,6 +112,9 @@ class Subscriber:
         behind = []
         for state in self.states:
             place = self.places[state.name]
+            if state.name in self.lost:
+                behind.append(state)
+                continue
             if place == state.head:
                 continue
             if place > state.head or place < state.start:

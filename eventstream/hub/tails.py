@@ -147,6 +147,26 @@ class ChannelState:
         self._chunk = (place, self.head, end, chunk)
         return end, chunk
 
+    def start_from(self, eid: int) -> None:
+        """Have an empty tail that ends here."""
+        self.tail.clear()
+        self.tail_bytes = 0
+        self._chunk = None
+        self.head = eid
+        self.wake()
+
+    def go_back(self, last_eid: int) -> None:
+        """Follow a log that has lost its end: what is above it will be other events.
+
+        Readers who stand there are lost, however soon the log has as many ids again.
+        """
+        for subscriber in self.subscribers:
+            if subscriber.places.get(self.name, 0) > last_eid:
+                subscriber.lost |= {self.name}
+        self.reads.clear()
+        self.wanted = last_eid
+        self.start_from(last_eid)
+
     def wake(self) -> None:
         """Tell every reader that there is something above its position."""
         for subscriber in self.subscribers:

@@ -15,6 +15,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections
 from django.db.backends.utils import CursorWrapper
+from django.db.models import F
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events, sse
@@ -24,7 +25,7 @@ from eventstream.hub.log import Log
 from eventstream.hub.permissions import Permissions
 from eventstream.hub.pool import ReaderPool
 from eventstream.hub.tails import ChannelState
-from eventstream.models import Event, EventKind
+from eventstream.models import Channel, Event, EventKind, Partition
 from eventstream.reading import Reader
 from eventstream.redisclients import connect
 from eventstream.rows import ChannelLog, LogEvent, OutboxRow, partition_of
@@ -832,6 +833,95 @@ async def test_event_that_comes_while_a_channel_is_joined_begins_no_tail(
     assert await stream.ids(3) == [1, 2, 3]
     await stream.close()
     await other.close()
+
+
+async def lose(last_eid: int, channel: str = "orders") -> None:
+    """Have a replica promoted that lacks the last commits."""
+
+    def work() -> None:
+        lost, _ = Event.objects.filter(channel=channel, eid__gt=last_eid).delete()
+        Channel.objects.filter(name=channel).update(last_eid=last_eid)
+        Partition.objects.filter(number=partition_of(channel)).update(
+            last_position=F("last_position") - lost
+        )
+
+    await sync_to_async(work)()
+
+
+async def test_readers_of_what_a_promoted_replica_lacks_are_reset(
+    bus: BusTarget,
+) -> None:
+    await send(8)
+    early = await Stream("orders", orders=8).open()
+    await send(2)
+    await get_hub().look()
+    streams = [await Stream("orders", orders=0).open() for _ in range(2)]
+    for stream in streams:
+        assert await stream.ids(10) == list(range(1, 11))
+    reader, slow = streams
+
+    await lose(8)
+    await get_hub().look()
+    assert (await reader.next()).type == "stream-reset"
+    await send(3)
+    await get_hub().look()
+
+    assert await reader.ids(3) == [9, 10, 11]
+    # It had no time to look until there was again what it has seen by id.
+    message = await slow.next()
+    assert (message.type, message.id) == ("stream-reset", "orders:11")
+    # And one that had not seen what is lost misses nothing.
+    messages = [await early.next() for _ in range(3)]
+    assert [(m.id, m.data) for m in messages] == [
+        ("orders:9", "0"), ("orders:10", "1"), ("orders:11", "2"),
+    ]  # fmt: skip
+    for stream in (early, *streams):
+        await stream.close()
+
+
+async def test_answer_that_is_older_than_what_the_bus_has_brought_resets_nobody(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(1)
+    stream = await Stream("orders", orders=1).open()
+    current_ids, is_read, may_go_on = Log.current_ids, asyncio.Event(), asyncio.Event()
+
+    async def wait(log: Log, using: str, names: list[str]) -> dict[str, int]:
+        found = await current_ids(log, using, names)
+        is_read.set()
+        await may_go_on.wait()
+        return found
+
+    monkeypatch.setattr(Log, "current_ids", wait)
+    look = asyncio.create_task(get_hub().look(is_full=True))
+    await is_read.wait()
+    await send(2)
+    await publish(bus, 2)
+    assert await stream.ids(1) == [2]
+    may_go_on.set()
+    await look
+    await publish(bus, 3)
+
+    message = await stream.next()
+    assert (message.type, message.id) == ("message", "orders:3")
+    await stream.close()
+
+
+async def test_kick_where_the_log_had_another_position_before_is_heard(
+    bus: BusTarget,
+) -> None:
+    await send(3, "members")
+    await get_hub().look()
+    stream = await Stream("members", user_id="7", members=1).open()
+    assert await stream.ids(2) == [2, 3]
+
+    await lose(1, "members")
+    await send_after_a_kick()  # and not as many as were lost
+    await lose(1, "members")
+    await get_hub().look()
+
+    assert (await stream.next()).type == "stream-error"
+    await stream.close()
 
 
 async def test_thousand_that_come_back_at_once_share_a_read(

@@ -411,6 +411,26 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_slow_channel_manager_holds_up_nobody_else",
     ),
     Mutation(
+        "a log that went back is not followed", "eventstream/hub/channels.py",
+        "if state.is_live and is_its_log and last_eid < heads[name]:", "if False:",
+        "tests/integration/test_hub.py::test_readers_of_what_a_promoted_replica_lacks_are_reset",
+    ),
+    Mutation(
+        "a reader of what was lost is found when it has time", "eventstream/hub/tails.py",
+        "                subscriber.lost |= {self.name}\n", "                pass\n",
+        "tests/integration/test_hub.py::test_readers_of_what_a_promoted_replica_lacks_are_reset",
+    ),
+    Mutation(
+        "an answer is compared with what came after it", "eventstream/hub/channels.py",
+        "last_eid < heads[name]", "last_eid < state.head",
+        "tests/integration/test_hub.py::test_answer_that_is_older_than_what_the_bus_has_brought_resets_nobody",
+    ),
+    Mutation(
+        "kicks of a partition that went back are those above where it was", "eventstream/hub/log.py",
+        "if known is None or any(head < known.get(p, 0) for p, head in heads.items()):", "if known is None:",
+        "tests/integration/test_hub.py::test_kick_where_the_log_had_another_position_before_is_heard",
+    ),
+    Mutation(
         "a database that is away ends the looks at others", "eventstream/hub/switchboard.py",
         "await asyncio.gather(*looks, return_exceptions=True)", "[await look for look in looks]",
         "tests/integration/test_hub.py::test_database_that_is_away_stops_no_stream_of_another",
