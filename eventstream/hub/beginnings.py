@@ -10,7 +10,7 @@ from eventstream.exceptions import ChannelPermissionError
 from eventstream.hub.permissions import encode_refusal
 from eventstream.hub.pool import ReaderPool
 from eventstream.hub.subscribers import Subscriber
-from eventstream.hub.tails import ChannelState
+from eventstream.hub.tails import ChannelState, retrieve
 from eventstream.initial import (
     encode_initial_state,
     has_initial_states,
@@ -59,6 +59,7 @@ class Beginnings:
         if task is None:
             task = self._loop.create_task(self._ask(state, user_id))
             state.beginnings[user_id] = task
+            task.add_done_callback(retrieve)
             task.add_done_callback(lambda _: state.beginnings.pop(user_id, None))
         return await asyncio.shield(task)
 

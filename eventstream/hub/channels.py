@@ -17,7 +17,7 @@ from eventstream import conf
 from eventstream.hub.buslink import BusLink
 from eventstream.hub.log import Log
 from eventstream.hub.subscribers import Subscriber
-from eventstream.hub.tails import ChannelState
+from eventstream.hub.tails import ChannelState, retrieve
 from eventstream.rows import LogEvent, partition_of
 from eventstream.targets.bus import event_topic
 
@@ -66,6 +66,7 @@ class Channels:
         """Wait until the channel is live."""
         if state.joined is None:
             state.joined = self._loop.create_task(self._go_live(state))
+            state.joined.add_done_callback(retrieve)
         joined = state.joined
         try:
             await asyncio.shield(joined)

@@ -18,7 +18,7 @@ from django.db import InterfaceError, OperationalError
 
 from eventstream import conf
 from eventstream.hub.pool import ReaderPool
-from eventstream.hub.tails import CHUNK_BYTES, ChannelState
+from eventstream.hub.tails import CHUNK_BYTES, ChannelState, retrieve
 from eventstream.pieces import ROWS_PER_READ, cut
 from eventstream.reading import number_stale
 from eventstream.rows import ChannelLog, partition_of
@@ -118,6 +118,7 @@ class Log:
         if task is None:
             task = self._loop.create_task(self._read_page(state, place))
             state.reads[place] = task
+            task.add_done_callback(retrieve)
             task.add_done_callback(lambda _: state.reads.pop(place, None))
         log = await asyncio.shield(task)
         state.prepend(log)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eventstream import conf, sse
 from eventstream.positions import quote_channel
@@ -24,6 +24,12 @@ It waits in memory for as long as the client reads nothing.
 
 FIRST_ROWS = 100
 """How many events of a channel are read first, before it is known how large they are."""
+
+
+def retrieve(task: asyncio.Task[Any]) -> None:
+    """Take a shared task's error, of which asyncio logs a traceback if all have left."""
+    if not task.cancelled():
+        task.exception()
 
 
 class TailEvent:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -922,6 +924,36 @@ async def test_kick_where_the_log_had_another_position_before_is_heard(
 
     assert (await stream.next()).type == "stream-error"
     await stream.close()
+
+
+@pytest.mark.parametrize("step", ["current_ids", "_read_page"])
+async def test_failure_that_nobody_waits_for_any_more_is_not_logged(
+    bus: BusTarget,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+) -> None:
+    await send(1)
+    is_asked, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        is_asked.set()
+        await may_go_on.wait()
+        raise OperationalError("down")
+
+    monkeypatch.setattr(Log, step, fail)
+    stream = Stream("orders", orders=0)
+    reading = asyncio.create_task(stream.ids(2))
+    await is_asked.wait()
+    reading.cancel()
+    await asyncio.wait([reading])
+    del reading, stream  # with all that their errors hold
+    await get_hub().channels.leave_idle(math.inf)
+    may_go_on.set()
+    await asyncio.sleep(0.1)
+    gc.collect()
+
+    assert not [r for r in caplog.records if r.name == "asyncio"]
 
 
 async def test_thousand_that_come_back_at_once_share_a_read(
