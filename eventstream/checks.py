@@ -25,7 +25,7 @@ import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004
 from django.core.exceptions import ImproperlyConfigured
@@ -33,7 +33,7 @@ from django.db import DatabaseError, connections
 from django.db.models.functions import Now
 
 from eventstream import conf
-from eventstream.models import Job
+from eventstream.models import Event, Job
 from eventstream.storage import SUPPORTED_VENDORS
 
 GRIP_MIDDLEWARE = "django_grip.GripMiddleware"
@@ -208,7 +208,11 @@ def check_sweep(
     databases: Sequence[str] | None = None,
     **kwargs: Any,
 ) -> list[CheckMessage]:
-    """Check that beat and a worker are at work. Runs with `check --database`."""
+    """Check that beat and a worker are at work. Runs with `check --database`.
+
+    Not while there is no event that could wait for them: Django runs this after `migrate`,
+    and as it makes the database of tests.
+    """
     found: list[CheckMessage] = []
     try:
         with_outbox = conf.get_options().databases
@@ -220,15 +224,19 @@ def check_sweep(
         limit = Now() - datetime.timedelta(seconds=SWEEP_OVERDUE_SECONDS)
         rows = Job.objects.using(alias).filter(name=SWEEP_JOB, finished_at__gte=limit)
         try:
-            has_run = rows.exists()
+            has_run = rows.exists() or not Event.objects.using(alias).exists()
         except DatabaseError:
             continue  # not migrated yet
         if not has_run:
             text = f"No sweep of database {alias!r} in the last five minutes."
+            missing = "`python manage.py eventstream relay`. Without it"
+            if apps.is_installed("eventstream_tasks"):
+                missing = (
+                    "a worker and a beat: `celery -A <project> worker -Q celery,"
+                    "eventstream` and `celery -A <project> beat -S django`. Without them"
+                )
             hint = (
-                "Start a worker and a beat: `celery -A <project> worker -Q celery,"
-                "eventstream` and `celery -A <project> beat -S django`. Without them "
-                "events whose publishing failed wait for the next one."
+                f"Start {missing} events whose publishing failed wait for the next one."
             )
             found.append(Warning(text, hint=hint, id="eventstream.W006"))
     return found

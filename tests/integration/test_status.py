@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from eventstream import EventSpec, holders, jobs, send_event, send_events
+from eventstream import EventSpec, checks, holders, jobs, send_event, send_events
 from eventstream.dispatch import DispatchStatus
 from eventstream.log import database_now
 from eventstream.models import Cursor, Event, Holder, Job, Sample
@@ -406,3 +406,36 @@ def test_samples_are_kept_for_a_day(targets: Targets) -> None:
 
     assert Sample.objects.count() == 1
     assert not Holder.objects.exists()
+
+
+# --- what the check says
+
+
+def test_check_is_silent_until_there_is_something_to_sweep() -> None:
+    """So that the first `migrate` of a database, and of a test's, warns of nothing."""
+    assert checks.check_sweep(None, databases=["default"]) == []
+
+    send_event("orders", "message", 1)
+
+    (found,) = checks.check_sweep(None, databases=["default"])
+    assert found.id == "eventstream.W006"
+    assert found.hint is not None
+    assert "celery -A <project> beat" in found.hint
+    run_jobs()
+    assert checks.check_sweep(None, databases=["default"]) == []
+
+
+def test_check_names_no_command_that_the_project_has_not_got(
+    settings: Settings,
+) -> None:
+    settings.INSTALLED_APPS = [
+        name for name in settings.INSTALLED_APPS if name != "eventstream_tasks"
+    ]
+    send_event("orders", "message", 1)
+
+    (found,) = checks.check_sweep(None, databases=["default"])
+
+    assert found.hint == (
+        "Start `python manage.py eventstream relay`. Without it events whose publishing "
+        "failed wait for the next one."
+    )
