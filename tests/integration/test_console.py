@@ -7,6 +7,7 @@ import io
 import json
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pytest_django import Settings
 from eventstream import EventSpec, jobs, send_event, send_events
 from eventstream.console import delivery
 from eventstream.console.screen import Screen
+from eventstream.management.commands.eventstream import Command
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, PausedTarget
 from eventstream.relay import relay_all
 from eventstream.rows import partition_of
@@ -178,6 +180,20 @@ def test_what_cannot_be_sent_is_a_clear_error(
     with pytest.raises(CommandError, match=message):
         run("send", *arguments)
     assert not Event.objects.exists()
+
+
+def test_examples_of_help_are_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call_command("eventstream", "send", "--help")
+    examples = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+
+    # A shell takes away what is behind <.
+    lines = [shlex.split(line.partition("<")[0]) for line in examples if line]
+    assert len(lines) == 3
+    for line in lines:
+        assert line[:3] == ["python", "manage.py", "eventstream"]
+        parser = Command().create_parser("manage.py", "eventstream")
+        assert parser.parse_args(line[3:]).subcommand == "send"
 
 
 def test_tail_begins_where_it_is_told() -> None:

@@ -88,7 +88,7 @@ class Command(BaseCommand):
             "Send one event, and wait until it is confirmed.",
             """send orders '{"number": 17}'
 send news '"hello"' --type headline
-echo 'as it is' | python manage.py eventstream send log - --text""",
+send log - --text < line.txt""",
         )
         sub.add_argument("channel")
         sub.add_argument("data", help="JSON; - reads it from the standard input.")
