@@ -45,9 +45,20 @@ class SSEEventRenderer(BaseRenderer):
         condition = _CONDITIONS.get(status, "bad-request")
         if status >= 500:
             condition = "internal-error"
-        detail = data.get("detail") if isinstance(data, dict) else None
-        text = str(detail or json.dumps(data, cls=JSONEncoder))
-        return sse.encode_error(condition, text, {"status": status}).encode()
+        return sse.encode_error(condition, _describe(data), {"status": status}).encode()
+
+
+def _describe(data: Any) -> str:
+    """Return a refusal as text: of most a `detail`, of a ValidationError a list of texts.
+
+    One that names fields is its JSON.
+    """
+    detail = data.get("detail") if isinstance(data, dict) else data
+    if isinstance(detail, list) and all(isinstance(text, str) for text in detail):
+        detail = " ".join(detail)
+    if isinstance(detail, str) and detail:
+        return str(detail)
+    return json.dumps(data, cls=JSONEncoder)
 
 
 class BrowsableAPIEventStreamRenderer(BrowsableAPIRenderer):

@@ -14,7 +14,9 @@ from django.test import Client
 from django.utils.translation import gettext_lazy
 from pytest_django import Settings
 from rest_framework import serializers
+from rest_framework.exceptions import ValidationError
 from rest_framework.renderers import JSONRenderer
+from rest_framework.response import Response
 from rest_framework.schemas.generators import EndpointEnumerator
 from rest_framework.test import APIClient
 from rest_framework.throttling import SimpleRateThrottle
@@ -24,6 +26,7 @@ from eventstream.drf import EventsViewSet, SSEEventRenderer, configure_events_vi
 from eventstream.testing import drain_outbox
 from tests import drf_urls
 from tests.integration.test_views import next_path, read
+from tests.support.sse import Parser
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -73,6 +76,24 @@ def test_stream_is_held_and_goes_on_by_its_link(
     assert held["Grip-Hold"] == "stream"
 
 
+@pytest.mark.parametrize(
+    ("detail", "text"),
+    [
+        ("No such order.", "No such order."),
+        (["No such order.", "Nor room."], "No such order. Nor room."),
+        ({"order": ["No such one."]}, '{"order": ["No such one."]}'),
+    ],
+)
+def test_refusal_of_a_value_says_what_is_wrong(detail: Any, text: str) -> None:
+    error = ValidationError(detail)
+    response = Response(error.detail, status=error.status_code)
+
+    body = SSEEventRenderer().render(response.data, None, {"response": response})
+
+    (message,) = Parser().feed(body)
+    assert json.loads(message.data)["text"] == text
+
+
 def test_fixed_channels_are_fixed(proxy: dict[str, str]) -> None:
     for path in (
         "/api/function/?channels=a",
@@ -85,7 +106,7 @@ def test_fixed_channels_are_fixed(proxy: dict[str, str]) -> None:
         assert response.status_code == 400
         [message] = read(response)
         assert message.type == "stream-error"
-        assert "are fixed" in json.loads(message.data)["text"]
+        assert json.loads(message.data)["text"].startswith("The channels of this ")
 
 
 def test_no_channel_is_a_bad_request(proxy: dict[str, str]) -> None:
