@@ -39,6 +39,7 @@ from eventstream.signals import events_confirmed
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets import get_targets
 from eventstream.targets.base import CallSize, Item, Target
+from eventstream.words import describe_count
 
 logger = logging.getLogger(__name__)
 
@@ -546,8 +547,8 @@ class _Relay:
         """
         if rows:
             logger.info(
-                "Published %s events of partition %s to %s",
-                len(rows), self._partition, self._target.name,
+                "Published %s of partition %s to %s",
+                describe_count(len(rows), "event"), self._partition, self._target.name,
                 extra=self._facts(
                     event_count=len(rows), first=rows[0].position, last=rows[-1].position
                 ),

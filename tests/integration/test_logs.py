@@ -94,6 +94,6 @@ def test_plain_logs_say_the_same_in_words(
         relay_all("default")
 
     texts = [record.getMessage() for record in caplog.records]
-    assert any(text.startswith("Published 1 events of partition") for text in texts)
+    assert any(text.startswith("Published 1 event of partition") for text in texts)
     assert any("to b failed (1 in a row), again in" in text for text in texts)
     assert not any(record.exc_info for record in caplog.records)
