@@ -36,6 +36,15 @@ RULES: list[tuple[re.Pattern[str], str]] = [
     ]
 ]  # fmt: skip
 
+_DIFFERENCES = (
+    "An event of a transaction that rolls back is not sent, and ids are given after the commit.",
+    "`async_publish` has no effect and warns.",
+    "`skip_user_ids` is heeded by direct streams and on catch-up, too.",
+    "`EVENTSTREAM_ALLOW_ORIGINS` is compared with the request's `Origin`, as CORS means it.",
+    "Under WSGI without a GRIP proxy the answer is 501, at once, rather than silence.",
+)
+"""What of docs/howto/migrate.md cannot be seen in a line of code."""
+
 
 def check(screen: Screen, directories: Sequence[str]) -> int:
     """Say line by line what to change; return 1 if there is anything.
@@ -57,7 +66,9 @@ def check(screen: Screen, directories: Sequence[str]) -> int:
         screen.line("Nothing of django-eventstream was found.")
         return 0
     screen.table(["where", "line", "change to"], rows)
-    screen.line("What differs in behaviour: docs/howto/migrate.md.")
+    screen.line("What is different:")
+    for difference in _DIFFERENCES:
+        screen.line(f"- {difference}")
     return 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -374,6 +375,11 @@ def test_check_says_line_by_line_what_to_change(
         [line] = [line for line in output.splitlines() if where in line]
         assert advice in line
     assert ".venv" not in output
+    # What the guide says of behaviour, for who has the package and not the guide.
+    guide = (ROOT / "docs/howto/migrate.md").read_text()
+    differences = re.findall(r"^- (.*)$", output, re.MULTILINE)
+    assert len(differences) == 5
+    assert [text for text in differences if text not in guide] == []
 
 
 def test_check_of_a_project_that_has_come_over_is_content(
