@@ -1,8 +1,9 @@
-"""`python -m deploy.demo.leash --lock FILE … -- COMMAND`: run it while the demo lives.
+"""`python -m deploy.demo.leash --lock FILE --scratch FOLDER … -- COMMAND`: run it while the demo lives.
 
 The demo's processes must not outlive it, not even a `kill -9` of it. The demo holds a lock
 on a file; the kernel frees it when the demo is gone, and the leash then kills the command
-and whatever that has started. A command that ends while the demo lives is started again.
+and whatever that has started, and removes the demo's temporary folder. A command that ends
+while the demo lives is started again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,16 +66,24 @@ class Leash:
     Args:
         argv: The command.
         lock: The demo's file.
+        scratch: The demo's folder, which it removes itself unless it is killed.
         switch: File that says whether it is to run; None for always.
         restarts: Whether it is started again when it ends by itself; not after three ends
             in a row within five seconds of the start.
     """
 
     def __init__(
-        self, argv: list[str], lock: Path, switch: Path | None, *, restarts: bool
+        self,
+        argv: list[str],
+        lock: Path,
+        scratch: Path,
+        switch: Path | None,
+        *,
+        restarts: bool,
     ) -> None:
         self._argv = argv
         self._lock = lock
+        self._scratch = scratch
         self._switch = switch
         self._restarts = restarts
         self._child: subprocess.Popen[bytes] | None = None
@@ -159,6 +169,8 @@ class Leash:
     def _check_lock(self) -> None:
         if _is_free(self._lock):
             self._kill_all()
+            # The last leash to do so comes when nobody writes there any more.
+            shutil.rmtree(self._scratch, ignore_errors=True)
             sys.exit(1)
 
 
@@ -166,13 +178,18 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--lock", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--after-port", type=int)
     parser.add_argument("--switch", type=Path)
     parser.add_argument("--restart", action="store_true")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     leash = Leash(
-        options.command, options.lock, options.switch, restarts=options.restart
+        options.command,
+        options.lock,
+        options.scratch,
+        options.switch,
+        restarts=options.restart,
     )
     sys.exit(leash.run(options.after_port))
 

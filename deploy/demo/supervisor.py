@@ -85,6 +85,8 @@ class Demo:
         wants_pushpin: bool,
         is_check: bool,
     ) -> None:
+        if port is not None and not 0 < port < 65536:
+            raise DemoError(f"--port is a number from 1 to 65535, not {port}")
         if port is not None and not _is_free(port):
             raise DemoError(f"port {port} is taken; choose another with --port")
         if port is None:
@@ -246,7 +248,7 @@ class Demo:
 
     def _add(self, name: str, *argv: str, leash_options: tuple[str, ...] = ()) -> None:
         lock = str(self._directory / "lock")
-        options = ["--lock", lock, *leash_options]
+        options = ["--lock", lock, "--scratch", str(self._scratch), *leash_options]
         if not self.is_check:
             options.append("--restart")
         if self._redis_port and name in ("worker", "beat"):

@@ -135,9 +135,18 @@ def test_ctrl_c_stops_everything_and_is_no_failure(demo: Demo) -> None:
 
 
 def test_nothing_outlives_a_killed_demo(demo: Demo) -> None:
+    [config] = [
+        Path(argument.partition("=")[2])
+        for argument in demo.part("pushpin").cmdline()
+        if argument.startswith("--config=")
+    ]
+    scratch = config.parents[1]
+    assert scratch.name.startswith("es-")
+
     os.kill(demo.process.pid, signal.SIGKILL)
 
     demo.assert_nothing_left()
+    assert not scratch.exists()
 
 
 def test_part_that_is_killed_is_started_again_and_every_event_arrives(
@@ -207,6 +216,16 @@ def test_taken_port_is_refused(demo: Demo, tmp_path: Path) -> None:
 
     assert second.wait(20) == 1
     assert f"port {demo.port} is taken; choose another with --port" in second.output()
+
+
+@pytest.mark.parametrize("port", ["80000", "0", "-1"])
+def test_port_that_cannot_be_is_refused(tmp_path: Path, port: str) -> None:
+    argv = [sys.executable, "-m", "deploy.demo", "--directory", str(tmp_path)]
+    with Process([*argv, "--port", port]) as demo:
+        assert demo.wait(15) == 1
+        assert demo.output().splitlines() == [
+            f"demo: --port is a number from 1 to 65535, not {port}"
+        ]
 
 
 def test_board_shows_events_rollbacks_and_a_stopped_worker(
