@@ -25,9 +25,10 @@ from tests.support.stack import Stack, running
 pytestmark = pytest.mark.timeout(180)
 
 OPEN = """([url, options]) => {
-  window.seen = []; window.statuses = []; window.kinds = [];
+  window.seen = []; window.statuses = []; window.kinds = []; window.states = [];
   const stream = window.stream = new EventStream(url, options);
   stream.addEventListener("message", (e) => seen.push([e.lastEventId, e.data]));
+  stream.addEventListener("initial-state", (e) => states.push(e.data));
   stream.addEventListener("stream-status", (e) => statuses.push(e.status));
   for (const kind of ["stream-reset", "stream-error"])
     stream.addEventListener(kind, (e) => kinds.push([kind, e.channels, e.condition ?? null]));
@@ -372,14 +373,7 @@ def test_each_tab_that_shares_has_an_initial_state(
     env = {"ES_SET": json.dumps({"EVENTSTREAM_CHANNELMANAGER_CLASS": manager})}
     with running(with_pushpin=with_pushpin, env=env) as stack:
         context = browser.new_context()
-        tabs = []
-        for _ in range(8):
-            tab = Tab(context, stack.url, "groups", share=True)
-            tab.page.evaluate(
-                "() => { window.states = []; stream.addEventListener("
-                "'initial-state', (e) => states.push(e.data)); }"
-            )
-            tabs.append(tab)
+        tabs = [Tab(context, stack.url, "groups", share=True) for _ in range(8)]
         for tab in tabs:
             tab.page.wait_for_function("states.length === 1")
         stack.send("groups", 3)
