@@ -64,6 +64,8 @@ class Log:
 
     async def begin(self, using: str) -> None:
         """Wait until it is known how far the log is: later kicks are those above it."""
+        if using in self._heads:
+            return
         async with self._looking[using]:
             if using not in self._heads:
                 await self._look(using)

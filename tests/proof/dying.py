@@ -53,7 +53,9 @@ POINTS = {
     "sender, row with a key written, not committed": Point(
         "send", _STORAGE, "DjangoModelStorage.append_once", True
     ),
-    "sender, committed, nobody woken": Point("send", "eventstream.api", "_wake", False),
+    "sender, committed, nobody woken": Point(
+        "send", "eventstream.api", "get_dispatcher", False
+    ),
     "relay, before the lease": Point("relay", _CURSORS, "Lease.take", False),
     "relay, leased": Point("relay", _CURSORS, "Lease.take", True),
     "relay, ids given": Point("relay", _STORAGE, "DjangoModelStorage._tell", False),
