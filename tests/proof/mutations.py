@@ -252,7 +252,7 @@ MUTATIONS = [
     Mutation(
         "a lease is taken while another has it, on PostgreSQL", "eventstream/statements.py",
         "  AND (c.lease_until IS NULL OR c.lease_until < statement_timestamp())\n", "",
-        RELAY, True,
+        f"{RELAY}::test_leased_partition_is_left_to_its_relay", True,
     ),
     Mutation(
         "numbered in descending order, on PostgreSQL", "eventstream/numbering.py",
