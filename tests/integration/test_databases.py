@@ -115,6 +115,14 @@ def test_router_of_the_guide_says_where_a_channel_lives(settings: Settings) -> N
     assert (alias_of("orders-new"), alias_of("log")) == ("other", "default")
 
 
+@pytest.mark.django_db(databases=["default"])
+def test_test_that_may_use_one_database_may_send_there() -> None:
+    """Django's tests forbid what they do not name, by an error of their own."""
+    send_event("new", "message", 1)
+
+    assert Event.objects.count() == 1
+
+
 @pytest.fixture
 def without_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Database `other`, which is asked first, is away."""

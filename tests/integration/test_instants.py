@@ -42,29 +42,37 @@ def zone(request: pytest.FixtureRequest, settings: Settings) -> str:
 
 @pytest.fixture
 def clock(settings: Settings) -> Iterator[Clock]:
-    if connection.vendor == "sqlite":
-        pytest.skip("its columns have no zone")
     settings.USE_TZ = False
     settings.TIME_ZONE = "Europe/Berlin"
-    with connection.cursor() as cursor:
-        cursor.execute("CREATE SCHEMA frozen")
-    yield Clock()
-    with connection.cursor() as cursor:
-        cursor.execute("RESET search_path")
-        cursor.execute("DROP SCHEMA frozen CASCADE")
+    clock = Clock()
+    yield clock
+    clock.go_on()
 
 
 class Clock:
-    """PostgreSQL's, at a moment of one's choice: its function is found before its own."""
+    """The database's, at a moment of one's choice: its function is found before its own."""
 
     def set(self, moment: str) -> None:
+        if connection.vendor == "sqlite":
+            text = moment.removesuffix("+00") + ".000"
+            connection.connection.create_function("strftime", 2, lambda *_: text)
+            return
         with connection.cursor() as cursor:
+            cursor.execute("CREATE SCHEMA IF NOT EXISTS frozen")
             cursor.execute(
                 "CREATE OR REPLACE FUNCTION frozen.statement_timestamp() "
                 "RETURNS timestamptz LANGUAGE sql STABLE "
                 f"AS $$ SELECT '{moment}'::timestamptz $$"
             )
             cursor.execute("SET search_path = frozen, pg_catalog, public")
+
+    def go_on(self) -> None:
+        if connection.vendor == "sqlite":
+            connection.connection.create_function("strftime", 2, None)
+            return
+        with connection.cursor() as cursor:
+            cursor.execute("RESET search_path")
+            cursor.execute("DROP SCHEMA frozen CASCADE")
 
 
 def send(count: int = 1) -> None:
