@@ -63,7 +63,7 @@ def _judge_failures(status: Status) -> Iterator[Finding]:
             since = "has never succeeded"
             if job.age_seconds is not None:
                 since = f"last succeeded {describe_seconds(job.age_seconds)} ago"
-            text = f"It {since}; {job.result.rstrip('.')}."
+            text = f"Its last run {job.result.rstrip('.')}. It {since}."
             hint = "The worker's log has the traceback."
             yield Finding(job.level, subject, text, hint)
 
