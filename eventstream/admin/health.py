@@ -209,8 +209,6 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
             text = "Running now."
         elif job.state == "new":
             text = "Has never run yet: it is not due."
-        elif job.state == "failed":
-            text = f"Its last run {job.result.rstrip('.')}."
         elif job.age_seconds is None:
             text = "Has never run."
         else:
