@@ -16,12 +16,14 @@
 | eventstream.W005  | warning | a GRIP proxy without a key                        |
 | eventstream.W006  | warning | the sweep has not run lately (--database)         |
 | eventstream.W007  | warning | a pool that leaves requests no connection         |
+| eventstream.W008  | warning | a GRIP proxy's questions are redirected to HTTPS  |
 | eventstream.W020  | warning | CORS credentials, and only '*' as an origin       |
 """
 
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,12 +33,14 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register  # n
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections
 from django.db.models.functions import Now
+from django.urls import NoReverseMatch, reverse
 
 from eventstream import conf
 from eventstream.models import Event, Job
 from eventstream.storage import SUPPORTED_VENDORS
 
 GRIP_MIDDLEWARE = "django_grip.GripMiddleware"
+SECURITY_MIDDLEWARE = "django.middleware.security.SecurityMiddleware"
 SWEEP_JOB = "republish"
 SWEEP_OVERDUE_SECONDS = 300
 _DEFAULT_POOL = 4  # psycopg_pool's min_size, which is the most where none is said
@@ -64,6 +68,7 @@ def check_settings(
         return [Error(str(error), hint=hint, id="eventstream.E022")]
     found += _check_databases()
     found += _check_grip()
+    found += _check_redirect()
     found += _check_holding()
     found += _check_cors()
     options = conf.get_options()
@@ -180,6 +185,28 @@ def _check_grip() -> Iterable[CheckMessage]:
                 "proxy a sig_key and add it: GRIP_URL = 'http://…?key=…'."
             )
             yield Warning(text, hint=hint, id="eventstream.W005")
+
+
+def _check_redirect() -> Iterable[CheckMessage]:
+    redirects = (
+        settings.SECURE_SSL_REDIRECT and SECURITY_MIDDLEWARE in settings.MIDDLEWARE
+    )
+    if not redirects or not conf.grip_proxies():
+        return
+    try:
+        path = reverse("eventstream:next-link", args=["x"]).lstrip("/")
+    except NoReverseMatch:
+        return  # streams are elsewhere, wherever that is
+    if not any(re.search(exempt, path) for exempt in settings.SECURE_REDIRECT_EXEMPT):
+        text = (
+            f"SECURE_SSL_REDIRECT is on, and /{path.removesuffix('x/')} is not exempt."
+        )
+        hint = (
+            "A GRIP proxy asks there for what is new, by HTTP and without the "
+            "X-Forwarded-Proto of the client: redirected, its streams get no event. Set "
+            f"SECURE_REDIRECT_EXEMPT = [r'^{path.removesuffix('next/x/')}(next|health)/']."
+        )
+        yield Warning(text, hint=hint, id="eventstream.W008")
 
 
 def _check_holding() -> Iterable[CheckMessage]:

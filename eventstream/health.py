@@ -7,6 +7,7 @@ status`'s to tell.
 
 from __future__ import annotations
 
+from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIRequest
 from django.db import DatabaseError, connections
@@ -23,6 +24,7 @@ _migrated: set[str] = set()
 """Databases that were seen to be: a process lives with the code that it has loaded."""
 
 
+@login_not_required
 @never_cache
 @outside_transactions
 @require_safe
@@ -36,6 +38,7 @@ def live(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"live": True, "grip": grip})
 
 
+@login_not_required
 @never_cache
 @outside_transactions
 @require_safe

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
+from django.contrib.auth.decorators import login_not_required
 from django.core.handlers.asgi import ASGIRequest
 from django.db import InterfaceError, OperationalError, connections
 from django.http import (
@@ -59,6 +60,8 @@ def events(request: HttpRequest, **view_kwargs: Any) -> HttpResponseBase:
     return _finish(request, _answer(request, lambda: _open(request, view_kwargs)))
 
 
+# Signed, and asked by the proxy, which is nobody's session.
+@login_not_required
 @outside_transactions
 @sensitive_variables("token")
 def next_link(request: HttpRequest, token: str, **_: Any) -> HttpResponseBase:
@@ -209,7 +212,16 @@ def _release_thread() -> None:
         executor.shutdown(wait=False)
 
 
+def keep_plain(request: HttpRequest) -> None:
+    """Have no middleware compress the answer: each goes by what the client says it takes.
+
+    Django compresses a stream piece by piece, and Chromium reads the first piece alone.
+    """
+    request.META.pop("HTTP_ACCEPT_ENCODING", None)
+
+
 def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    keep_plain(request)
     # Nobody may keep it: neither the stream nor a refusal, which may be one user's alone.
     response["Cache-Control"] = "no-cache, no-store, private"
     response["X-Accel-Buffering"] = "no"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -13,6 +14,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.core.signals import request_finished
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.test import AsyncClient
 from pytest_django import Settings
 
 from eventstream import asgi, limits, send_event
@@ -141,6 +143,20 @@ async def test_stream_outlives_its_request() -> None:
     client.go()
     assert await client.has_ended()
     assert (count_held(), count_slots()) == (0, 0)
+
+
+async def test_stream_is_not_compressed_by_a_middleware(settings: Settings) -> None:
+    """Django compresses each piece by itself, and Chromium shows the first one alone."""
+    gzip = "django.middleware.gzip.GZipMiddleware"
+    settings.MIDDLEWARE = [gzip, *settings.MIDDLEWARE]
+
+    response: Any = await AsyncClient().get(
+        "/events/?channel=orders", headers={"Accept-Encoding": "gzip"}
+    )
+
+    assert response.streaming
+    assert "Content-Encoding" not in response
+    response.close()
 
 
 async def test_middleware_has_the_last_word(settings: Settings) -> None:

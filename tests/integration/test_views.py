@@ -62,6 +62,40 @@ def test_request_that_only_pretends_to_be_proxied_is_not_held(
     assert Client().get("/events/?channel=a", headers=headers).status_code == 501
 
 
+@pytest.mark.parametrize("way", ["a stream that opens", "a next link"])
+def test_answer_to_a_proxy_is_not_compressed(
+    proxy: dict[str, str], settings: Settings, way: str
+) -> None:
+    gzip = "django.middleware.gzip.GZipMiddleware"
+    settings.MIDDLEWARE = [gzip, *settings.MIDDLEWARE]
+    send_event("a", "message", "tea" * 1000)
+    drain_outbox()
+    path = "/events/?channel=a"
+    if way == "a next link":
+        path = next_path(open_stream(proxy, "channel=a"))
+    headers = {**proxy, "Accept-Encoding": "gzip", "Grip-Last": "events-a; last-id=0"}
+
+    response = Client().get(path, headers=headers)
+
+    assert response["Grip-Hold"] == "stream"
+    assert "Content-Encoding" not in response
+
+
+def test_next_link_is_no_matter_of_a_login(
+    proxy: dict[str, str], settings: Settings
+) -> None:
+    required = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+    path = next_path(open_stream(proxy, "channel=a"))
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, required]
+
+    response = Client().get(path, headers={**proxy, "Grip-Last": "events-a; last-id=0"})
+
+    assert response["Grip-Hold"] == "stream"
+    assert Client().get("/events/health/ready").status_code == 200
+    # Who may open a stream is the project's to say.
+    assert Client().get("/events/?channel=a", headers=proxy).status_code == 302
+
+
 def test_hold_names_channels_with_the_ids_before(proxy: dict[str, str]) -> None:
     send_event("a", "message", 1)
     send_event("a", "message", 2)

@@ -158,6 +158,29 @@ def test_proxy_without_middleware_is_an_error(settings: Settings) -> None:
     assert ids(checks.check_settings(None)) == ["eventstream.E003"]
 
 
+@pytest.mark.parametrize(
+    ("exempt", "found"),
+    [
+        ([], ["eventstream.W008"]),
+        (["^events/health/"], ["eventstream.W008"]),
+        (["^events/(next|health)/"], []),
+    ],
+)
+def test_redirect_of_a_proxys_questions_is_a_warning(
+    settings: Settings, exempt: list[str], found: list[str]
+) -> None:
+    settings.MIDDLEWARE = [checks.SECURITY_MIDDLEWARE, *settings.MIDDLEWARE]
+    settings.SECURE_SSL_REDIRECT = True
+    settings.SECURE_REDIRECT_EXEMPT = exempt
+    assert "eventstream.W008" not in ids(checks.check_settings(None))
+
+    settings.GRIP_URL = GRIP
+    messages = checks.check_settings(None)
+
+    assert ids(messages) == found
+    assert all("[r'^events/(next|health)/']" in str(each.hint) for each in messages)
+
+
 def test_proxy_without_a_key_is_a_warning(settings: Settings) -> None:
     settings.GRIP_URL = "http://127.0.0.1:5561/"
 
