@@ -8,8 +8,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 from django.http import HttpResponse
+from django.urls import Resolver404, resolve
 from django.utils.encoding import escape_uri_path
 from django.views.decorators.debug import sensitive_variables
 from gripcontrol import Channel
@@ -55,9 +57,44 @@ def is_proxied(request: HttpRequest) -> bool:
     return bool(grip is not None and grip.proxied)
 
 
+_linked: set[str] = set()
+"""Routes below which a next link was seen to lead somewhere."""
+
+
+def _check_route(request: HttpRequest) -> None:
+    """See that the proxy can ask for what it is to hold, below the stream's own path.
+
+    A project's own view that calls ours may have one route only. Its streams would get no
+    event, as the proxy asks in vain from the first second on, and end after twenty.
+
+    Raises:
+        ImproperlyConfigured: It cannot.
+    """
+    match = request.resolver_match
+    if match is None or match.route in _linked:
+        return
+    path = f"{request.path_info.rstrip('/')}/next/x/"
+    try:
+        found = resolve(path, getattr(request, "urlconf", None))
+    except Resolver404:
+        found = None
+    if found is None or "token" not in found.kwargs:  # a page for whatever has none
+        raise ImproperlyConfigured(
+            f"The GRIP proxy would hold streams of {match.route!r}, and asks what is new "
+            "below that: add a route with 'next/<str:token>/' at its end that leads to "
+            "eventstream.views.next_link, as include('eventstream.urls') has it."
+        )
+    _linked.add(match.route)
+
+
 @sensitive_variables("text")
 def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
-    """Answer a client's request: preamble, what it has missed, hold or go on paging."""
+    """Answer a client's request: preamble, what it has missed, hold or go on paging.
+
+    Raises:
+        ImproperlyConfigured: The proxy could not ask for what is new.
+    """
+    _check_route(request)
     page = read_page(reader, is_opening=True)
     options = conf.get_options()
     preamble = sse.encode_preamble(

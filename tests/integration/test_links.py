@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 import sys
 import time
+import types
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 import jwt
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import got_request_exception
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.test import Client
+from django.urls import path
 from django.views.debug import ExceptionReporter
 from pytest_django import Settings
 
-from eventstream import EventSpec, send_event, send_events
+from eventstream import EventSpec, hold, send_event, send_events
 from eventstream.positions import quote_channel
 from eventstream.reading import PAGE_LIFETIME, PAGE_QUANTUM, Reader, sign_link
 from eventstream.testing import drain_outbox
+from eventstream.views import events, next_link
 from tests.integration.conftest import KEY
 from tests.support.sse import Parser
 
@@ -61,6 +66,59 @@ def test_link_of_any_path_leads_back(proxy: dict[str, str], room: str) -> None:
         assert channel in response["Grip-Channel"]
         path = next_path(response)
         assert re.fullmatch(r"/rooms/[!-;=@-~]+/next/[\w:-]+/", path)
+
+
+def my_view(request: HttpRequest, pk: int) -> HttpResponseBase:
+    return events(request, channels=[f"order-{pk}"])
+
+
+def anything(request: HttpRequest, path: str) -> HttpResponse:
+    return HttpResponse("a page")
+
+
+MINE = path("mine/<int:pk>", my_view)
+NEXT = path("mine/<int:pk>/next/<str:token>/", next_link)
+REST = path("<path:path>", anything)
+
+
+@pytest.fixture
+def route(settings: Settings) -> Callable[..., None]:
+    def route(*patterns: Any) -> None:
+        urlconf: Any = types.ModuleType("urlconf")
+        urlconf.urlpatterns = patterns
+        settings.ROOT_URLCONF = urlconf
+
+    hold._linked.clear()
+    return route
+
+
+@pytest.mark.parametrize("rest", [(), (REST,)])
+def test_view_of_ones_own_without_a_route_for_links_is_an_error(
+    proxy: dict[str, str], route: Callable[..., None], rest: tuple[Any, ...]
+) -> None:
+    route(MINE, *rest)
+
+    with pytest.raises(
+        ImproperlyConfigured, match=r"leads to eventstream\.views\.next"
+    ):
+        Client().get("/mine/7", headers=proxy)
+    # Nobody asks where the web process holds the stream, or would.
+    assert Client().get("/mine/7").status_code == 501
+
+
+def test_view_of_ones_own_goes_on_by_its_links(
+    proxy: dict[str, str], route: Callable[..., None]
+) -> None:
+    route(MINE, NEXT, REST)
+    opened = Client().get("/mine/7", headers=proxy)
+    send_event("order-7", "message", "tea")
+    drain_outbox()
+
+    headers = {**proxy, "Grip-Last": "events-order-7; last-id=0"}
+    response = Client().get(next_path(opened), headers=headers)
+
+    assert response["Grip-Hold"] == "stream"
+    assert [m.data for m in Parser().feed(response.content)] == ['"tea"']
 
 
 # --- Grip-Sig
