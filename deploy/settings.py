@@ -1,6 +1,7 @@
 """The project's settings, all from the environment.
 
 SECRET_KEY             required unless DEBUG: 50 random characters
+SECRET_KEY_FALLBACKS   comma-separated, those before it: what they have signed is still good
 DEBUG                  1 or 0, default 0
 ALLOWED_HOSTS          comma-separated, required unless DEBUG; with DEBUG also localhost
 CSRF_TRUSTED_ORIGINS   comma-separated, such as https://example.com
@@ -57,6 +58,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = get_bool("DEBUG")
 SECRET_KEY = os.environ.get("SECRET_KEY", "")
+SECRET_KEY_FALLBACKS = get_list("SECRET_KEY_FALLBACKS")
 ALLOWED_HOSTS = get_list("ALLOWED_HOSTS")
 GRIP_URLS = os.environ.get("GRIP_URL", "").split()
 GRIP_VERIFY = get_bool("GRIP_VERIFY", default=True)

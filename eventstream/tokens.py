@@ -10,10 +10,11 @@ open a stream, not to keep it: what is open is ended as any other, by
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.core import signing
 from django.core.handlers.asgi import ASGIRequest
@@ -103,7 +104,7 @@ def make_subscribe_token(
     if user is not None and user.is_authenticated:
         if user.pk is None:
             raise ValueError("user must be saved: a token names its primary key")
-        user_id, stamp = str(user.pk), _stamp(user)
+        user_id, stamp = str(user.pk), next(_stamps(user))
     content = [expires, user_id, stamp, names]
     signer = signing.Signer(salt=_SALT)
     return PREFIX + signer.sign_object(content, compress=True)
@@ -119,7 +120,7 @@ def make_operator_token(user: AbstractBaseUser, channel: str) -> str:
         InvalidChannelError: The channel name is wrong.
     """
     expires = int(time.time() + OPERATOR_LIFETIME)
-    content = [expires, str(user.pk), _stamp(user), [check_channel(channel)]]
+    content = [expires, str(user.pk), next(_stamps(user)), [check_channel(channel)]]
     signer = signing.Signer(salt=_OPERATOR_SALT)
     return OPERATOR_PREFIX + signer.sign_object(content, compress=True)
 
@@ -201,11 +202,18 @@ def read_subscribe_token(token: str, *, now: float) -> Grant:
         user = read_user(user_id)
         if user is None or not user.is_active:
             raise InvalidTokenError("The token's account is not active")
-        if not constant_time_compare(stamp, _stamp(user)):
+        if not any(constant_time_compare(stamp, known) for known in _stamps(user)):
             raise ExpiredTokenError("The token has expired: fetch a new one")
     return Grant(user, frozenset(names), is_operator)
 
 
-def _stamp(user: AbstractBaseUser) -> str:
-    """Return what changes with the password, as the hash in Django's sessions does."""
-    return salted_hmac(_SALT, user.get_session_auth_hash()).hexdigest()[:16]
+def _stamps(user: AbstractBaseUser) -> Iterator[str]:
+    """Yield what changes with the password, as the hash in Django's sessions does.
+
+    By the secret key first, then by each of its fallbacks: a token that was made with one
+    of those is good for its time, as its signature is.
+    """
+    secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
+    hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
+    for secret, text in zip(secrets, hashes, strict=False):
+        yield salted_hmac(_SALT, text, secret=secret).hexdigest()[:16]

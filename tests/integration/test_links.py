@@ -23,6 +23,7 @@ from pytest_django import Settings
 from eventstream import EventSpec, hold, send_event, send_events
 from eventstream.positions import quote_channel
 from eventstream.reading import PAGE_LIFETIME, PAGE_QUANTUM, Reader, sign_link
+from eventstream.targets import get_targets
 from eventstream.testing import drain_outbox
 from eventstream.views import events, next_link
 from tests.integration.conftest import KEY
@@ -181,6 +182,21 @@ def test_signature_by_verify_key_or_any_proxy_s_key_counts(
         headers = {"Grip-Sig": sign(key)}
         response = Client().get("/events/?channel=a", headers=headers)
         assert response.status_code == status
+
+
+def test_key_is_changed_by_naming_the_proxy_twice(
+    proxy: dict[str, str], settings: Settings
+) -> None:
+    one = {"control_uri": "http://127.0.0.1:1"}
+    settings.GRIP_PROXIES = [{**one, "key": "n" * 32}, {**one, "key": KEY}]
+
+    for key in (KEY, "n" * 32):
+        headers = {"Grip-Sig": sign(key)}
+        response = Client().get("/events/?channel=a", headers=headers)
+        assert response.status_code == 200
+    assert [name for name in get_targets() if "grip" in name] == [
+        "grip:http://127.0.0.1:1"
+    ]
 
 
 def test_without_a_key_anyone_can_pretend_and_gets_only_what_is_his(

@@ -217,6 +217,21 @@ def test_token_of_another_site_is_refused(
     assert error(open_stream(proxy, token=token))["condition"] == "token-invalid"
 
 
+@pytest.mark.parametrize("whose", ["a user's", "nobody's"])
+def test_token_outlives_the_key_that_signed_it_as_a_fallback(
+    proxy: dict[str, str], user: User, settings: Settings, whose: str
+) -> None:
+    token = make_subscribe_token(user if whose == "a user's" else None, ["a"])
+    settings.SECRET_KEY_FALLBACKS = ["older" * 8, settings.SECRET_KEY]
+    settings.SECRET_KEY = "another" * 8
+
+    assert message(open_stream(proxy, token=token)).type == "stream-open"
+    if whose == "a user's":
+        user.set_password("new")
+        user.save()
+        assert error(open_stream(proxy, token=token))["condition"] == "token-expired"
+
+
 def test_other_bearer_tokens_are_left_to_the_project(proxy: dict[str, str]) -> None:
     headers = {**proxy, "Authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x"}
 

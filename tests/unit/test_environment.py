@@ -122,6 +122,12 @@ def test_bus_can_be_left_to_the_proxies(bus: str, found: str | None) -> None:
     assert json.loads(done.stdout) == [found, redis]
 
 
+def test_keys_before_the_secret_one_are_still_read() -> None:
+    done = load("SECRET_KEY_FALLBACKS", **SAFE, SECRET_KEY_FALLBACKS=f"{SECRET}1, b")
+
+    assert json.loads(done.stdout) == [[f"{SECRET}1", "b"]]
+
+
 def test_development_needs_nothing() -> None:
     assert load(DEBUG="1").returncode == 0
 
