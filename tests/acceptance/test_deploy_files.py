@@ -346,8 +346,12 @@ def test_systemd_takes_the_unit(unit: str, tmp_path: Path) -> None:
     assert (BIN / Path(program).name).exists()
 
 
-def test_procfile_is_one() -> None:
+def test_procfile_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "(web, worker, beat, proxy)" in run(BIN / "honcho", "check")
+    # honcho gives each process a PORT of its own, and Pushpin asks the web process.
+    [port] = re.findall(r"--port (\S+)", (ROOT / "Procfile").read_text())
+    monkeypatch.setenv("GRIP_URL", f"http://127.0.0.1:5561/?key={'k' * 32}")
+    assert configure().backend == f"127.0.0.1:{port}"
 
 
 # --- in front
