@@ -311,6 +311,29 @@ def test_streams_have_time_to_end(manifests: list[dict[str, Any]]) -> None:
     assert pause + limit < pod["terminationGracePeriodSeconds"]
 
 
+def test_static_files_are_served_in_the_cluster(
+    manifests: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The ingress sends them to the web process, which is asked as its pods are."""
+    paths = of(manifests, "Ingress")["streams"]["spec"]["rules"][0]["http"]["paths"]
+    assert [path["path"] for path in paths] == ["/events/", "/"]
+    port = free_port()
+    env = {
+        "DJANGO_SETTINGS_MODULE": "deploy.settings",
+        "SECRET_KEY": "0123456789-abcdefghijklmnopqrst" * 2,
+        "DATABASE_URL": f"sqlite:///{tmp_path}/db.sqlite3",
+        **of(manifests, "ConfigMap")["eventstream"]["data"],
+    }
+    argv = ["-m", "uvicorn", "deploy.asgi:application", "--port", str(port)]
+    address = f"http://127.0.0.1:{port}/static/eventstream/eventstream.js"
+    request = urllib.request.Request(address, headers={"Host": "example.com"})
+
+    with python(*argv, env=env) as web:
+        web.wait_until(lambda: is_listening(port), "uvicorn listens")
+        with urllib.request.urlopen(request, timeout=10) as response:
+            assert response.status == 200
+
+
 def test_every_pushpin_is_published_to(manifests: list[dict[str, Any]]) -> None:
     count = of(manifests, "StatefulSet")["pushpin"]["spec"]["replicas"]
     expected = {f"pushpin-{n}.pushpin:5561" for n in range(count)}
