@@ -97,6 +97,22 @@ def test_compose_services_wait_for_the_healthy() -> None:
     assert services["beat"]["deploy"]["replicas"] == 1
 
 
+def test_compose_has_nginx_look_for_addresses_again() -> None:
+    """It does so at its start; those behind it may have others once they are made anew."""
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    config = (DEPLOY / "nginx/nginx.conf").read_text()
+    upstreams = set(re.findall(r"server (\w+):\d+;", config))
+
+    depends = services["nginx"]["depends_on"]
+    assert {name for name, how in depends.items() if how.get("restart")} == upstreams
+
+
+def test_compose_is_not_given_links_that_lead_out_of_the_container() -> None:
+    example = (DEPLOY / "example.env").read_text()
+
+    assert "/letsencrypt/live" not in example
+
+
 @pytest.mark.parametrize("name", ["web", "worker", "beat", "pushpin"])
 def test_what_ends_by_itself_is_started_again(
     name: str, manifests: list[dict[str, Any]]
