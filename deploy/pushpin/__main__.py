@@ -3,7 +3,8 @@
 All is said by the environment:
 
   GRIP_URL                 as the application has it, http://127.0.0.1:5561/?key=…: its port
-                           is where events are published, its key 32 characters or more
+                           is where events are published, its key 32 characters or more; of
+                           several, which must have one port, the first one's key
   BACKEND                  host:port of the web process, 127.0.0.1:8001; several with spaces
                            between are asked in this order
   PUSHPIN_PORT             where browsers connect, 7999
@@ -31,12 +32,16 @@ from deploy.pushpin import PushpinConfig
 
 def configure() -> PushpinConfig:
     """Return what the environment asks for."""
-    url = urlsplit(os.environ.get("GRIP_URL", ""))
-    key = parse_qs(url.query).get("key", [""])[0]
-    if len(key) < SHORTEST_GRIP_KEY or not url.port:
+    # The application names all its proxies, and takes what is signed with any one's key.
+    urls = [urlsplit(url) for url in os.environ.get("GRIP_URL", "").split()]
+    ports = {url.port for url in urls}
+    port = ports.pop() if len(ports) == 1 else None
+    key = parse_qs(urls[0].query).get("key", [""])[0] if urls else ""
+    if len(key) < SHORTEST_GRIP_KEY or not port:
         sys.exit(
             "Set GRIP_URL to http://127.0.0.1:5561/?key=… with "
-            f"{SHORTEST_GRIP_KEY} characters of key or more."
+            f"{SHORTEST_GRIP_KEY} characters of key or more; if there are several, all "
+            "with the same port."
         )
     directory = os.environ.get("PUSHPIN_DIR")
     return PushpinConfig(
@@ -45,7 +50,7 @@ def configure() -> PushpinConfig:
         backend=os.environ.get("BACKEND") or "127.0.0.1:8001",
         key=key,
         port=int(os.environ.get("PUSHPIN_PORT") or 7999),
-        publish_port=url.port,
+        publish_port=port,
         standby_port=int(os.environ.get("PUSHPIN_STANDBY_PORT") or 7997),
         host=os.environ.get("PUSHPIN_HOST") or "127.0.0.1",
         publish_host=os.environ.get("PUSHPIN_PUBLISH_HOST") or "127.0.0.1",

@@ -115,9 +115,28 @@ def test_folder_that_was_given_stays(
     assert list(folders.iterdir()) == []
 
 
+def test_key_is_the_first_where_the_application_names_several(
+    start: Start, folders: Path
+) -> None:
+    url = f"http://one:5571/?key={KEY} http://two:5571/?key={KEY[::-1]}old"
+
+    with start(GRIP_URL=url) as pushpin:
+        pushpin.wait_until(lambda: "it runs" in pushpin.output(), "it runs")
+        (config,) = folders.glob("pp-*/pushpin.conf")
+        lines = config.read_text().splitlines()
+
+    assert f"sig_key={KEY}" in lines
+    assert "push_in_http_port=5571" in lines
+
+
 @pytest.mark.parametrize(
     "url",
-    ["", "http://127.0.0.1:5561/", f"http://127.0.0.1:5561/?key={KEY[1:]}"],
+    [
+        "",
+        "http://127.0.0.1:5561/",
+        f"http://127.0.0.1:5561/?key={KEY[1:]}",
+        f"http://one:5561/?key={KEY} http://two:5562/?key={KEY}",
+    ],
 )
 def test_key_that_the_settings_would_refuse_is_refused(
     start: Start, folders: Path, url: str
