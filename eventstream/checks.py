@@ -9,6 +9,7 @@
 | eventstream.E020  | error   | a GRIP proxy with a verify_key and no key         |
 | eventstream.E021  | error   | both GRIP_URL and GRIP_PROXIES                    |
 | eventstream.E022  | error   | a GRIP_… setting has a value that it cannot have  |
+| eventstream.E023  | error   | a proxy's public key, and no package to use it    |
 | eventstream.W001  | warning | neither a bus nor a GRIP proxy                    |
 | eventstream.W002  | warning | WSGI only, and no GRIP proxy                      |
 | eventstream.W003  | warning | SQLite in a transaction mode other than IMMEDIATE |
@@ -25,6 +26,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from django.apps import AppConfig, apps
@@ -176,6 +178,13 @@ def _check_grip() -> Iterable[CheckMessage]:
                 "publishing needs none."
             )
             yield Error(text, hint=hint, id="eventstream.E020")
+        if conf.has_public_key(proxy) and find_spec("cryptography") is None:
+            text = (
+                f"The GRIP proxy {proxy['control_uri']} signs with a key pair, and the "
+                "package cryptography is missing."
+            )
+            hint = "No signature of it would be accepted: pip install 'PyJWT[crypto]'."
+            yield Error(text, hint=hint, id="eventstream.E023")
         if not any(proxy.get(key) for key in ("key", "verify_key")) and not getattr(
             settings, "GRIP_VERIFY_KEY", None
         ):

@@ -224,6 +224,15 @@ def grip_proxies() -> list[dict[str, Any]]:
     return list({proxy["control_uri"]: proxy for proxy in proxies}.values())
 
 
+def has_public_key(proxy: Mapping[str, Any]) -> bool:
+    """Say whether a proxy signs with a key of its own, as Fastly Fanout does.
+
+    The application has the public half of it then, in PEM, and cannot sign in its place.
+    """
+    key = proxy.get("verify_key") or getattr(settings, "GRIP_VERIFY_KEY", None) or b""
+    return b"-----BEGIN" in (key.encode() if isinstance(key, str) else key)
+
+
 @cache
 def grip_prefix() -> str:
     """Return GRIP_PREFIX, which several sites on one proxy use to stay apart.

@@ -178,6 +178,11 @@ def _check_keys() -> Iterator[Finding]:
     for proxy in proxies:
         subject = f"Grip-Sig of {proxy['control_uri']}"
         key = proxy.get("key")
+        if conf.has_public_key(proxy):
+            yield _ok(
+                subject, "is checked with a public key: --url says whether it is good"
+            )
+            continue
         if not key:
             yield Finding(
                 Level.WARNING,

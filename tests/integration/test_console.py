@@ -551,6 +551,18 @@ def test_doctor_finds_keys_that_do_not_match(settings: Settings) -> None:
     assert "OK: Grip-Sig of http://127.0.0.1:1/" in run("doctor", code=1)
 
 
+def test_doctor_cannot_sign_for_a_proxy_with_a_key_pair(settings: Settings) -> None:
+    pem = b"-----BEGIN PUBLIC KEY-----"
+    settings.GRIP_PROXIES = [
+        {"control_uri": "http://127.0.0.1:1", "key": "k" * 32, "verify_key": pem}
+    ]
+    settings.SILENCED_SYSTEM_CHECKS = ["eventstream.E023"]
+
+    printed = run("doctor", code=1)
+
+    assert "OK: Grip-Sig of http://127.0.0.1:1: is checked with a public key" in printed
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

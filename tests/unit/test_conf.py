@@ -196,6 +196,25 @@ def test_proxy_with_half_of_its_keys_is_an_error(settings: Settings) -> None:
     assert ids(checks.check_settings(None)) == []
 
 
+@pytest.mark.parametrize("where", ["proxy", "GRIP_VERIFY_KEY"])
+def test_public_key_without_what_it_takes_is_an_error(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    pem = "-----BEGIN PUBLIC KEY-----\nMFkw…\n-----END PUBLIC KEY-----"
+    proxy = {"control_uri": "https://api.fastly.com/service/x", "key": "k" * 32}
+    if where == "proxy":
+        proxy["verify_key"] = pem
+    else:
+        settings.GRIP_VERIFY_KEY = pem
+    settings.GRIP_PROXIES = [proxy]
+
+    monkeypatch.setattr(checks, "find_spec", {}.get)
+    assert ids(checks.check_settings(None)) == ["eventstream.E023"]
+
+    monkeypatch.setattr(checks, "find_spec", {"cryptography": "there"}.get)
+    assert ids(checks.check_settings(None)) == []
+
+
 KEY = "key-that-nobody-is-shown"
 
 
