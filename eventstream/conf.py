@@ -55,8 +55,8 @@ def _dispatcher() -> str:
 
 
 SETTINGS = [
-    Setting("STORAGE_CLASS", DEFAULT_STORAGE, "Dotted path of the class that keeps the log; None keeps none, and every channel is best-effort.", values.optional(values.class_path)),
-    Setting("CHANNELMANAGER_CLASS", DEFAULT_CHANNELMANAGER, "Dotted path of the class that says which channels a request asks for, may read, and are reliable.", values.class_path),
+    Setting("STORAGE_CLASS", DEFAULT_STORAGE, "Dotted path of the class that keeps the log; None keeps none, and every channel is best-effort.", values.optional(values.subclass_of(DEFAULT_STORAGE))),
+    Setting("CHANNELMANAGER_CLASS", DEFAULT_CHANNELMANAGER, "Dotted path of the class that says which channels a request asks for, may read, and are reliable.", values.subclass_of("eventstream.channelmanager.ChannelManagerBase")),
     Setting("AUTHORIZER_CLASS", None, "Dotted path of an authorizer of release 1.1: a class with can_read_channel(user, channel). Used where no channel manager is set.", values.optional(values.class_path)),
     Setting("DISPATCHER", _dispatcher, "Dotted path of the class that wakes the relay on commit. Celery's where eventstream_tasks is installed, else inline.", values.class_path),
     Setting("DATABASES", ["default"], "Database aliases that have an outbox.", values.databases),

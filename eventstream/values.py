@@ -177,6 +177,20 @@ def grip_proxies(value: object) -> str | None:
     return None
 
 
+def subclass_of(base: str) -> Check:
+    """Return the check of the dotted path of a class that derives from another, or is it."""
+
+    def check(value: object) -> str | None:
+        problem = class_path(value)
+        if problem is not None:
+            return problem
+        if issubclass(import_string(str(value)), import_string(base)):
+            return None
+        return f"must be derived from {base}, and {value} is not"
+
+    return check
+
+
 def class_path(value: object) -> str | None:
     """Check the dotted path of a class."""
     problem = "must be the dotted path of a class"

@@ -24,6 +24,14 @@ from tests.support.processes import ROOT
 GRIP = "http://127.0.0.1:5561/?key=" + "k" * 32
 
 
+class PeersStorage:
+    """Of django-eventstream: it appends by another name."""
+
+
+class PeersManager:
+    """Of django-eventstream, which knows of no initial state."""
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
@@ -36,6 +44,16 @@ GRIP = "http://127.0.0.1:5561/?key=" + "k" * 32
         ("REDIS", 5, "must be a redis:// URL"),
         ("STORAGE_CLASS", "no.such.Class", "cannot be imported"),
         ("CHANNELMANAGER_CLASS", None, "must be the dotted path"),
+        (
+            "STORAGE_CLASS",
+            f"{__name__}.PeersStorage",
+            "must be derived from eventstream.storage.DjangoModelStorage, and tests.",
+        ),
+        (
+            "CHANNELMANAGER_CLASS",
+            f"{__name__}.PeersManager",
+            "must be derived from eventstream.channelmanager.ChannelManagerBase",
+        ),
         ("ALLOW_ORIGINS", ["example.com"], "is not an origin"),
         ("ALLOW_ORIGINS", ["https://example.com/path"], "is not an origin"),
         ("REDIS", "redis://localhost:abc/0", "has no number as its port"),
