@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkabl
 
 from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
 from django.db import router
 from django.http import HttpRequest
 
@@ -97,10 +98,10 @@ class DefaultChannelManager(ChannelManagerBase):
         self, request: HttpRequest, view_kwargs: Mapping[str, Any]
     ) -> Collection[str] | Awaitable[Collection[str]]:
         if "format-channels" in view_kwargs:
-            formats = view_kwargs["format-channels"]
+            formats = _check_list(view_kwargs["format-channels"], "format-channels")
             return {template.format(**view_kwargs) for template in formats}
         if "channels" in view_kwargs:
-            return set(view_kwargs["channels"])
+            return set(_check_list(view_kwargs["channels"], "channels"))
         if "channel" in view_kwargs:
             return {view_kwargs["channel"]}
         return set(request.GET.getlist("channel"))
@@ -116,6 +117,17 @@ class DefaultChannelManager(ChannelManagerBase):
 
     def is_channel_reliable(self, channel: str) -> bool | Awaitable[bool]:
         return True
+
+
+def _check_list(names: Collection[str], what: str) -> Collection[str]:
+    """Return what is a list of names: of a text alone, each letter would be a channel.
+
+    Raises:
+        ImproperlyConfigured: It is a text.
+    """
+    if isinstance(names, str):
+        raise ImproperlyConfigured(f"{what} must be a list of names: [{names!r}]")
+    return names
 
 
 def get_channelmanager() -> ChannelManagerBase:
@@ -145,10 +157,14 @@ def _resolve(answers: Sequence[T | Awaitable[T]]) -> list[T]:
 def requested_channels(
     request: HttpRequest, view_kwargs: Mapping[str, Any]
 ) -> set[str]:
-    """Return the channels that a request asks for."""
+    """Return the channels that a request asks for.
+
+    Raises:
+        ImproperlyConfigured: The route, or the channel manager, gives no list.
+    """
     manager = get_channelmanager()
     [names] = _resolve([manager.get_channels_for_request(request, view_kwargs)])
-    return set(names)
+    return set(_check_list(names, "what get_channels_for_request returns"))
 
 
 def is_reliable(channel: str) -> bool:

@@ -134,7 +134,7 @@ class EventsViewSet(ViewSet):
             names = [*channels, *request.GET.getlist("channel")]
             return Response({"channels": names, "messages_types": self._types(request)})
         if channels:
-            kwargs = {"channels": list(channels)}
+            kwargs = {"channels": channels}
         # Django's own request, whose user is by now the one whom DRF has authenticated.
         return views.events(request._request, **kwargs)
 
@@ -163,7 +163,7 @@ def configure_events_view_set(
         messages_types: Event types that the browsable page shows; default: message.
     """
     attributes = {
-        "channels": tuple(channels or ()),
+        "channels": channels or (),
         "messages_types": tuple(messages_types or ()),
         "__doc__": EventsViewSet.__doc__,
         "__module__": __name__,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.test import RequestFactory
 from pytest_django import Settings
@@ -46,6 +47,29 @@ def test_channels_come_from_the_view_else_from_the_query(
     request = RequestFactory().get("/?channel=q1&channel=q2")
 
     assert requested_channels(request, view_kwargs) == expected
+
+
+class TextManager(DefaultChannelManager):
+    def get_channels_for_request(self, request: HttpRequest, view_kwargs: Any) -> str:
+        return "orders"
+
+
+@pytest.mark.parametrize(
+    ("manager", "view_kwargs"),
+    [
+        (DEFAULT, {"channels": "test"}),
+        (DEFAULT, {"format-channels": "room-{room}", "room": 7}),
+        (f"{__name__}.TextManager", {}),
+    ],
+)
+def test_text_is_no_list_of_channels(
+    settings: Settings, manager: str, view_kwargs: dict[str, Any]
+) -> None:
+    """Each of its letters would be one, and the stream silent for ever."""
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = manager
+
+    with pytest.raises(ImproperlyConfigured, match="must be a list of names: "):
+        requested_channels(RequestFactory().get("/"), view_kwargs)
 
 
 def test_default_manager_allows_everything_and_need_not_be_asked_again(
