@@ -139,7 +139,9 @@ def read_request(request: HttpRequest, view_kwargs: Mapping[str, Any]) -> Reader
             raise BadRequestError(f"Invalid channel: {error}") from error
     last_event_id = request.headers.get("Last-Event-ID") or ""
     if not last_event_id:
-        last_event_id = request.GET.get("lastEventId") or ""
+        # The last that says anything: clients append theirs to what the URL has.
+        given = [text for text in request.GET.getlist("lastEventId") if text]
+        last_event_id = given[-1] if given else ""
     positions = parse_position(last_event_id) if last_event_id else {}
     user = getattr(request, "user", None)
     if user is not None and not user.is_authenticated:

@@ -217,6 +217,7 @@ for query, more in asked:
 ASKED: list[tuple[str, dict[str, str]]] = [
     ("channel=ab", {"Last-Event-ID": "ab:2"}),
     ("channel=ab&lastEventId=ab:4", {}),
+    ("channel=ab&lastEventId=ab:1&lastEventId=ab:3&lastEventId=", {}),
     ("channel=ab", {"Last-Event-ID": "ab:99"}),
     ("channel=ab", {"Last-Event-ID": "nonsense"}),
     ("", {}),
