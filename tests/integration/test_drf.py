@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -26,6 +29,7 @@ from eventstream.drf import EventsViewSet, SSEEventRenderer, configure_events_vi
 from eventstream.testing import drain_outbox
 from tests import drf_urls
 from tests.integration.test_views import next_path, read
+from tests.support.processes import ROOT
 from tests.support.sse import Parser
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -194,6 +198,24 @@ def test_projects_default_renderers_make_no_difference(
     assert (
         "eventstream-live" in get("/api/function/", proxy, "text/html").content.decode()
     )
+
+
+def test_renderers_may_be_among_the_projects_defaults() -> None:
+    """As django-eventstream's guide has it: REST framework imports them half made."""
+    names = ("SSEEventRenderer", "BrowsableAPIEventStreamRenderer")
+    defaults = [f"eventstream.drf.{name}" for name in names]
+    more = {"REST_FRAMEWORK": {"DEFAULT_RENDERER_CLASSES": defaults}}
+    code = (
+        "import django; django.setup(); from rest_framework import views; "
+        "print(*[each.__name__ for each in views.APIView.renderer_classes])"
+    )
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        env={**env, "ES_SET": json.dumps(more)}, check=False,
+    )  # fmt: skip
+
+    assert done.stdout.split() == list(names), done.stderr
 
 
 def test_page_can_be_left_out(proxy: dict[str, str]) -> None:
