@@ -90,7 +90,8 @@ def adopt(using: str) -> Iterator[Adoption]:
         if model._meta.db_table not in tables:
             raise AdoptionError(
                 f"Database {using!r} has no table {model._meta.db_table}: no log of "
-                "django-eventstream is kept here. Its Redis storage cannot be taken over."
+                "django-eventstream is kept here. Its Redis storage cannot be taken over: "
+                "run `manage.py eventstream reset-readers` before the first event is sent."
             )
     found = Adoption()
     name = ""

@@ -235,7 +235,8 @@ def channel_permission_changed(
 
     Call it in the transaction that changes the permission, after the change. If the user
     may not read the channel now, the user's streams of it are closed with a stream-error,
-    by the same outbox as events: not before the commit, and not lost.
+    by the same outbox as events: not before the commit, and not lost. Of the anonymous
+    user nothing is told: those streams end as they are asked about, within a minute.
 
     Raises:
         InvalidChannelError: The channel name is wrong.

@@ -20,17 +20,20 @@ MAX_BYTES = 1_000_000
 RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), advice)
     for pattern, advice in [
-        (r"django_eventstream\.(viewsets|renderers)", "import the name from eventstream.drf"),
-        (r"import .*\b(EventRequest|EventResponse|get_events)\b", "no counterpart: reading is the view's business"),
+        (r"django_eventstream\.(viewsets|renderers)", "the same name from eventstream.drf"),
+        (r"import .*\b(EventRequest|EventResponse|get_events)\b|django_eventstream\.(event|eventrequest|eventresponse|utils)\b", "no counterpart: reading is the view's business"),
+        (r"django_eventstream\.models", "eventstream.models.Event: rows are inserted without Django's signals, and their data is what clients receive"),
         (r"EventPermissionError", "eventstream.exceptions.ChannelPermissionError"),
-        (r"django_eventstream\.storage\.RedisStorage", "leave the setting out; events are kept in the database. Events in Redis cannot be taken over: clients get one stream-reset"),
+        (r"django_eventstream\.storage\.RedisStorage", "leave the setting out; events are kept in the database. Those in Redis cannot be taken over: `manage.py eventstream reset-readers` before the first is sent here"),
         (r"EVENTSTREAM_STORAGE_CLASS\b.*django_eventstream", "leave the setting out: the database is the default"),
+        (r"django_eventstream\.storage", "no counterpart: a storage of your own cannot be one here"),
         (r"EVENTSTREAM_STORAGE_CONNECTION", "leave the setting out"),
         (r"django_eventstream/(json2|eventsource\.min)\.js", "leave it out: every browser has it"),
-        (r"django_eventstream/(reconnecting-eventsource|ReconnectingEventSource)", "see README, \"In the browser\""),
-        (r"django_eventstream\.routing|AuthMiddlewareStack", "Channels are not needed: serve Django's own ASGI application"),
+        (r"django_eventstream/(reconnecting-eventsource|ReconnectingEventSource)", "eventstream/reconnecting-eventsource.min.js, the same; or EventStream, see docs/browser.md"),
+        (r"django_eventstream\.views", "the same from eventstream; behind a proxy a view of your own needs a second route, see docs/howto/channels.md"),
+        (r"django_eventstream\.routing", "a path in urls.py, and no Channels: Django's own ASGI application answers"),
         (r"^\s*(from|import)\s+django_eventstream", "the same from eventstream"),
-        (r"async_publish\s*=", "leave the argument out: publishing never holds up the caller"),
+        (r"async_publish\s*=", "leave the argument out: it has no effect"),
         (r"django_eventstream", "eventstream, in its place"),
         (r"django-eventstream", "eventstream, in its place"),
     ]
@@ -38,8 +41,12 @@ RULES: list[tuple[re.Pattern[str], str]] = [
 
 _DIFFERENCES = (
     "An event of a transaction that rolls back is not sent, and ids are given after the commit.",
+    "A worker publishes, or, without `eventstream_tasks`, the sender itself after its commit.",
+    "`send_event` writes to the database, also where nothing was stored before: async code calls `await asend_event(…)`.",
     "`async_publish` has no effect and warns.",
     "`skip_user_ids` is heeded by direct streams and on catch-up, too.",
+    "The channel manager is one object for all threads of a process, not one for each: keep nothing of a request in it.",
+    "`channel_permission_changed(None, …)` ends nothing: streams of anonymous readers are asked about within a minute.",
     "`EVENTSTREAM_ALLOW_ORIGINS` is compared with the request's `Origin`, as CORS means it.",
     "Under WSGI without a GRIP proxy the answer is 501, at once, rather than silence.",
 )

@@ -337,6 +337,21 @@ def test_database_without_the_tables_is_told() -> None:
         run()
 
 
+def test_clients_whose_events_were_in_redis_are_reset_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As the guide has it: otherwise an old id may be one that was given anew."""
+    call_command("eventstream", "reset-readers", "--no-input")
+    for n in range(5):
+        send_event("chan", "message", {"n": n})
+    drain_outbox()
+
+    reset = resume("chan", 3)[0]
+    assert reset.type == "stream-reset"
+    head = int(reset.id.rpartition(":")[2])
+    assert [m.id for m in resume("chan", head - 1)] == [f"chan:{head}"]
+
+
 def test_data_of_older_releases_are_encoded_for_the_client() -> None:
     assert adopting._text('"{\\"a\\": 1}"') == '{"a": 1}'
     assert adopting._text('{"a": 1}') == '{"a": 1}'
@@ -349,6 +364,11 @@ def test_check_says_line_by_line_what_to_change(
     files = {
         "shop/views.py": "import os\nfrom django_eventstream import send_event\n",
         "shop/api.py": "from django_eventstream.viewsets import EventsViewSet\n",
+        "shop/own.py": "from django_eventstream.storage import StorageBase\n",
+        "shop/log.py": "from django_eventstream.models import Event\n",
+        "shop/wire.py": "from django_eventstream.utils import make_id\n",
+        # Of the WebSockets, which stay.
+        "site/asgi.py": "application = AuthMiddlewareStack(router)\n",
         "site/settings.py": "EVENTSTREAM_STORAGE_CLASS = 'django_eventstream.storage.DjangoModelStorage'\n",
         "site/urls.py": "urlpatterns = [path('e/', include(django_eventstream.urls))]\n",
         "templates/page.html": "{% static 'django_eventstream/json2.js' %}",
@@ -367,6 +387,9 @@ def test_check_says_line_by_line_what_to_change(
     for where, advice in (
         ("views.py:2", "the same from eventstream"),
         ("api.py:1", "eventstream.drf"),
+        ("own.py:1", "a storage of your own"),
+        ("log.py:1", "without Django's signals"),
+        ("wire.py:1", "no counterpart"),
         ("settings.py:1", "the database is the default"),
         ("urls.py:1", "eventstream, in its place"),
         ("page.html:1", "every browser has it"),
@@ -375,10 +398,11 @@ def test_check_says_line_by_line_what_to_change(
         [line] = [line for line in output.splitlines() if where in line]
         assert advice in line
     assert ".venv" not in output
+    assert "asgi.py" not in output
     # What the guide says of behaviour, for who has the package and not the guide.
     guide = (ROOT / "docs/howto/migrate.md").read_text()
     differences = re.findall(r"^- (.*)$", output, re.MULTILINE)
-    assert len(differences) == 5
+    assert len(differences) == 9
     assert [text for text in differences if text not in guide] == []
 
 
