@@ -30,6 +30,7 @@ class Tally:
 
     Attributes:
         open_count: Streams that are open now.
+        position: Where the last one that was opened began.
         received_count: Events of this run, each counted once for each client.
         duplicate_count, disorder_count: Those that came again, or before an earlier one.
         reset_count: stream-resets, each of which stands for events that a client lacks.
@@ -41,6 +42,7 @@ class Tally:
     """
 
     open_count: int = 0
+    position: str = ""
     received_count: int = 0
     duplicate_count: int = 0
     disorder_count: int = 0
@@ -207,6 +209,7 @@ class _Reader:
         if kind == "stream-open" and not self.is_open:
             self.is_open = True
             tally.open_count += 1
+            tally.position = self.last_id
         elif kind == "stream-reset":
             tally.reset_count += 1
         elif kind == "message":

@@ -7,7 +7,9 @@ import json
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -16,10 +18,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
 
 from eventstream import conf
 from eventstream.api import EventState, send_event
+from eventstream.console.crowd import Crowd, Tally
 from eventstream.console.screen import Screen
 from eventstream.exceptions import EventStreamError
 from eventstream.log import database_now
@@ -31,7 +33,13 @@ from eventstream.words import describe_count, describe_seconds
 
 CLOCK_SECONDS = 2.0
 ROUND_TRIP_SECONDS = 10.0
+ARRIVAL_SECONDS = 5.0
+SETTLE_SECONDS = 2.0
+"""Seconds that a stream is open before the event is sent. A GRIP proxy asks for more after
+one, and passes on no event if that fails."""
 DOCTOR_CHANNEL = "eventstream-doctor"
+_RUN = uuid.uuid4().hex
+"""What tells the events of this process from others'."""
 
 
 def examine(screen: Screen, *, url: str | None, is_sending: bool) -> int:
@@ -75,7 +83,10 @@ def _check_parts(url: str | None, is_sending: bool) -> Iterator[Finding]:
     if url:
         yield from _check_url(url)
     if is_sending:
-        yield from _check_round_trip()
+        with _reading(url) as tally:
+            yield from _check_round_trip()
+            if url:
+                yield from _check_arrival(url, tally)
 
 
 def _ok(subject: str, text: str) -> Finding:
@@ -271,10 +282,60 @@ def _check_url(url: str) -> Iterator[Finding]:
         )
 
 
+@contextmanager
+def _reading(url: str | None) -> Iterator[Tally]:
+    """Read a stream of the doctor's channel from outside, as a browser does."""
+    if not url:
+        yield Tally()
+        return
+    address = f"{url.rstrip('/')}/?channel={DOCTOR_CHANNEL}"
+    crowd = Crowd(address, 1, _RUN, {})
+    crowd.start()
+    deadline = time.monotonic() + ARRIVAL_SECONDS
+    try:
+        while not (crowd.tally.open_count or crowd.tally.error):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        time.sleep(SETTLE_SECONDS if crowd.tally.open_count else 0)
+        yield crowd.tally
+    finally:
+        crowd.stop()
+
+
+def _check_arrival(url: str, tally: Tally) -> Iterator[Finding]:
+    """See that the event comes by the stream that was opened before it was sent."""
+    if tally.error and not tally.open_count and not tally.error.startswith("{"):
+        text = f"none could be opened at {url}: {tally.error}"
+        yield Finding(Level.ERROR, "stream", text, "The web process' log says why.")
+        return
+    if DOCTOR_CHANNEL not in tally.position:
+        # Private, of channels of its own, or best-effort: that is the project's to say.
+        why = tally.error or f"it is none of {DOCTOR_CHANNEL}"
+        yield _ok("stream", f"none was read at {url}: {why}")
+        return
+    deadline = time.monotonic() + ARRIVAL_SECONDS
+    while not tally.received_count:
+        if time.monotonic() > deadline:
+            yield Finding(
+                Level.ERROR,
+                "stream",
+                f"the event did not come within {ARRIVAL_SECONDS:g} s by a stream of {url}.",
+                "Something in front holds it back, or the GRIP proxy cannot ask for more, "
+                "and passes on nothing: see what GET …/next/… is answered in the log of "
+                "the web process. It asks by HTTP, without cookies and X-Forwarded-….",
+            )
+            return
+        time.sleep(0.05)
+    seconds = describe_seconds(tally.seconds[0])
+    yield _ok("stream", f"the event came by one of {url} after {seconds}")
+
+
 def _check_round_trip() -> Iterator[Finding]:
     started = time.monotonic()
+    data = {"run": _RUN, "n": 1, "t": time.time_ns()}
     try:
-        sent = send_event(DOCTOR_CHANNEL, "message", {"sent_at": timezone.now()})
+        sent = send_event(DOCTOR_CHANNEL, "message", data)
     except (EventStreamError, DatabaseError) as error:
         yield Finding(Level.ERROR, "round trip", str(error), "See above.")
         return

@@ -87,7 +87,43 @@ def test_well_installation_is_seen_to_be_well(installation: Stack) -> None:
     ):
         assert f"OK: {part}" in printed, printed
     assert "comes through a GRIP proxy, whose signature is good" in printed
+    assert f"OK: stream: the event came by one of {url} after " in printed
     assert "1 worker for 'eventstream'" in printed
+
+
+def test_stream_to_which_the_proxy_passes_on_nothing_is_told() -> None:
+    """All else is well. A path is cut in front and added by the server, as often."""
+    with running(with_pushpin=True, worker=False) as stack:
+        assert stack.web is not None
+        stack.web.stop()
+        stack.start_web(extra=["--root-path", "/shop"])
+        stack.start_worker()
+        url = f"{stack.url}/events/"
+
+        code, printed = command(stack, "doctor", "--url", url, "--send")
+
+    assert code == 2, printed
+    assert "OK: round trip: an event was confirmed" in printed
+    assert f"ERROR: stream: the event did not come within 5 s by a stream of {url}" in (
+        printed
+    )
+    assert printed.count("ERROR") == 1
+
+
+def test_stream_of_other_channels_is_no_fault(installation: Stack) -> None:
+    url = f"http://127.0.0.1:{installation.web_port}/fixed/"
+
+    _, printed = command(installation, "doctor", "--url", url, "--send")
+
+    assert f"OK: stream: none was read at {url}: it is none of eventstr" in printed
+
+
+def test_stream_that_is_none_is_told(installation: Stack) -> None:
+    url = f"http://127.0.0.1:{installation.web_port}/blank/"
+
+    _, printed = command(installation, "doctor", "--url", url, "--send")
+
+    assert f"ERROR: stream: none could be opened at {url}: " in printed
 
 
 def test_url_that_passes_the_proxy_by_is_told(installation: Stack) -> None:
