@@ -92,6 +92,10 @@ def _is_client(request: HttpRequest) -> bool:
 
 
 def _open(request: HttpRequest, view_kwargs: dict[str, Any]) -> HttpResponseBase:
+    if request.GET.get("link") == "next" and hold.is_proxied(request):
+        # A next link of django-eventstream, for a stream that the proxy has held since that
+        # was here. It has neither the client's position nor its session: as an expired one.
+        return _end_stream()
     count_open(request)
     reader = read_request(request, view_kwargs)
     count_open_of_user(reader.user_id)
@@ -115,9 +119,15 @@ def _continue(request: HttpRequest, token: str) -> HttpResponseBase:
         reader, kind = read_link(token, now=time.time())
         return hold.continue_stream(request, reader, kind)
     except ExpiredLinkError:
-        # An empty answer without a hold ends the stream: the client comes back with its
-        # Last-Event-ID and gets a new link.
-        return HttpResponse(content_type=hold.CONTENT_TYPE)
+        return _end_stream()
+
+
+def _end_stream() -> HttpResponse:
+    """Answer without a hold, which ends a stream that a proxy holds.
+
+    The client comes back with its Last-Event-ID and gets a new link.
+    """
+    return HttpResponse(content_type=hold.CONTENT_TYPE)
 
 
 def _answer(

@@ -69,6 +69,23 @@ def test_link_of_any_path_leads_back(proxy: dict[str, str], room: str) -> None:
         assert re.fullmatch(r"/rooms/[!-;=@-~]+/next/[\w:-]+/", path)
 
 
+@pytest.mark.parametrize("more", ["", "&es-meta=eyJ.eyJ.x"], ids=["1.1.0", "5.3.4"])
+def test_link_of_django_eventstream_ends_the_stream(
+    proxy: dict[str, str], more: str
+) -> None:
+    """The client comes back with its position and its session, of which a link has neither."""
+    links = f"link=next&recover=true{more}"
+    headers = {**proxy, "Grip-Last": "events-a; last-id=0"}
+    send_event("a", "message", "tea")
+    drain_outbox()
+
+    for channel in ("a", "private-1"):
+        response = Client().get(f"/events/?channel={channel}&{links}", headers=headers)
+        assert is_empty(response), response.content
+    # Not where it is somebody's own parameter.
+    assert Client().get(f"/events/?channel=a&{links}").status_code == 501
+
+
 def my_view(request: HttpRequest, pk: int) -> HttpResponseBase:
     return events(request, channels=[f"order-{pk}"])
 
