@@ -186,5 +186,6 @@ def _text(stored: str) -> str:
         value = json.loads(stored)
     except ValueError:
         return stored
-    # Releases before 5 kept the data itself, and encoded it for the client.
+    # Releases before 4.4 kept the data itself, and encoded it for the client. A text alone
+    # may be either: it is taken for one that was sent as it is.
     return value if isinstance(value, str) else json.dumps(value)
