@@ -311,7 +311,7 @@ def _check_arrival(url: str, tally: Tally) -> Iterator[Finding]:
         return
     if DOCTOR_CHANNEL not in tally.position:
         # Private, of channels of its own, or best-effort: that is the project's to say.
-        why = tally.error or f"it is none of {DOCTOR_CHANNEL}"
+        why = tally.error or f"it has no position in {DOCTOR_CHANNEL}"
         yield _ok("stream", f"none was read at {url}: {why}")
         return
     deadline = time.monotonic() + ARRIVAL_SECONDS

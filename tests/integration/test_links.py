@@ -201,6 +201,19 @@ def test_signature_by_verify_key_or_any_proxy_s_key_counts(
         assert response.status_code == status
 
 
+@pytest.mark.parametrize("is_fallback", [True, False])
+def test_link_outlives_the_key_that_signed_it_as_a_fallback(
+    proxy: dict[str, str], settings: Settings, is_fallback: bool
+) -> None:
+    path = link("a")
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY] if is_fallback else []
+    settings.SECRET_KEY = "another" * 8
+
+    response = Client().get(path, headers={**proxy, "Grip-Last": LAST})
+
+    assert is_empty(response) is not is_fallback
+
+
 def test_key_is_changed_by_naming_the_proxy_twice(
     proxy: dict[str, str], settings: Settings
 ) -> None:
