@@ -38,6 +38,12 @@ def write_letters(
         letters, ignore_conflicts=True, batch_size=1000
     )
     count_refused(using, partition, target, len(letters))
+
+
+def tell_of_letters(
+    using: str, target: str, rows: Collection[OutboxRow], error: str
+) -> None:
+    """Tell the application, once they are committed: it may take its time."""
     for event in Event.objects.using(using).filter(pk__in=[row.id for row in rows]):
         event_dead_lettered.send_robust(
             DeadLetter, using=using, target=target, event=event, error=error
@@ -111,3 +117,4 @@ def give_up(using: str, target_name: str, event_id: int, reason: str) -> None:
             )
         logger.error("Gave up %s for %s: %s", event, target_name, reason)
         write_letters(using, partition, target_name, [row], reason)
+    tell_of_letters(using, target_name, [row], reason)

@@ -25,7 +25,11 @@ from django.db import InterfaceError, OperationalError, connections
 from eventstream import conf, instruments, tracing
 from eventstream.channelmanager import may_read
 from eventstream.cursors import Lease, LeaseLostError, Taken, ensure_cursors
-from eventstream.deadletters import without_given_up, write_letters
+from eventstream.deadletters import (
+    tell_of_letters,
+    without_given_up,
+    write_letters,
+)
 from eventstream.exceptions import (
     PublishError,
     PublishRejectedError,
@@ -529,9 +533,9 @@ class _Relay:
             self._target.name, row.eid, row.channel, error,
             extra=self._facts(event_id=row.eid, channel=row.channel, error=str(error)),
         )  # fmt: skip
-        write_letters(
-            self._using, self._partition, self._target.name, [row], str(error)
-        )
+        name, text = self._target.name, str(error)
+        write_letters(self._using, self._partition, name, [row], text)
+        tell_of_letters(self._using, name, [row], text)
 
     def _confirm(
         self,

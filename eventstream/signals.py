@@ -19,7 +19,7 @@ events_numbered = Signal()
 events_confirmed = Signal()
 
 # Arguments: using, target (name), event (models.Event), error (text). Sent by whoever
-# wrote the dead letter, once it is committed; again if that process then dies.
+# wrote the dead letter, once it is committed; not, if that process dies in between.
 event_dead_lettered = Signal()
 
 # Arguments: using, channel, target (name), since (when the first event that waits was

@@ -34,6 +34,7 @@ from eventstream.relay import (
 )
 from eventstream.retrying import RetryReport, retry_dead_letters
 from eventstream.rows import Batch, OutboxRow, partition_of
+from eventstream.signals import event_dead_lettered
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets.base import Item
 from eventstream.targets.bus import BusTarget
@@ -983,6 +984,26 @@ def test_event_that_was_given_up_is_passed_over(targets: Targets) -> None:
     assert report.event_count == 2
     assert letters("a") == [2, 4]
     assert pending("default") == []
+
+
+def test_dead_letter_is_told_of_once_it_is_committed(targets: Targets) -> None:
+    """Whoever hears of it may take its time; until the end relays wait, and on SQLite senders."""
+    told = []
+
+    def hear(event: Event, **_: object) -> None:
+        told.append((event.eid, connection.in_atomic_block))
+
+    event_dead_lettered.connect(hear)
+    targets["a"].poison = {"0"}
+    send(2)
+    relay_all("default")
+    targets["a"].is_down = True
+    send()
+    relay_all("default")
+
+    give_up("default", "a", Event.objects.get(eid=3).pk, "Given up by ann.")
+
+    assert told == [(1, False), (3, False)]
 
 
 def test_newest_event_of_a_backlog_is_one_that_was_not_given_up(
