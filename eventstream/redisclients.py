@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import redis
 import redis.asyncio
@@ -30,7 +32,7 @@ def connect(arguments: dict[str, Any], *, timeout: float) -> redis.Redis:
         return client
     url = arguments.pop("url", None)
     if url is not None:
-        return redis.Redis.from_url(url, **arguments)
+        return redis.Redis.from_url(_without(url, limits), **arguments)
     return redis.Redis(**arguments)
 
 
@@ -45,7 +47,8 @@ def connect_async(arguments: dict[str, Any]) -> redis.asyncio.Redis:
         "retry": redis.asyncio.retry.Retry(NoBackoff(), 0),
         "decode_responses": False,
     }
-    arguments = {**arguments, **limits, "health_check_interval": 5}
+    ours = {**limits, "health_check_interval": 5}
+    arguments = {**arguments, **ours}
     if "sentinels" in arguments:
         sentinels, service = arguments.pop("sentinels"), arguments.pop("service_name")
         asked = redis.asyncio.Sentinel(  # type: ignore[no-untyped-call]
@@ -57,5 +60,12 @@ def connect_async(arguments: dict[str, Any]) -> redis.asyncio.Redis:
         return client
     url = arguments.pop("url", None)
     if url is not None:
-        return redis.asyncio.Redis.from_url(url, **arguments)
+        return redis.asyncio.Redis.from_url(_without(url, ours), **arguments)
     return redis.asyncio.Redis(**arguments)
+
+
+def _without(url: str, names: Collection[str]) -> str:
+    """Leave out of a URL's query what is not its to say: redis-py would have it win."""
+    base, _, query = url.partition("?")
+    kept = [(name, value) for name, value in parse_qsl(query) if name not in names]
+    return f"{base}?{urlencode(kept)}" if kept else base

@@ -119,13 +119,16 @@ def test_bus_that_is_away_keeps_no_task_from_another_broker(
     assert not broker.circuit.is_open()
 
 
+@pytest.mark.parametrize("is_url", [True, False])
 def test_setting_that_decodes_answers_changes_nothing(
-    valkey: Valkey, settings: Settings
+    valkey: Valkey, settings: Settings, is_url: bool
 ) -> None:
     parts = urlsplit(valkey.url)
-    settings.EVENTSTREAM_REDIS = {
-        "host": parts.hostname, "port": parts.port, "decode_responses": True,
-    }  # fmt: skip
+    settings.EVENTSTREAM_REDIS = (
+        f"{valkey.url}?decode_responses=True"
+        if is_url
+        else {"host": parts.hostname, "port": parts.port, "decode_responses": True}
+    )
     send("orders", "message", 1)
 
     tasks.publish.apply(args=("default", PARTITION, "bus"))

@@ -6,6 +6,7 @@ import pytest
 
 from eventstream.exceptions import PublishUnavailableError
 from eventstream.models import EventKind
+from eventstream.redisclients import connect, connect_async
 from eventstream.rows import OutboxRow
 from eventstream.targets.bus import BusTarget, _messages, decode
 from tests.support.processes import free_port
@@ -71,3 +72,19 @@ def test_bus_that_is_away_is_for_now() -> None:
 
     with pytest.raises(PublishUnavailableError):
         target.publish(target.encode(make_row("a", 1)))
+
+
+def test_url_of_a_bus_takes_no_limit_away() -> None:
+    """In redis-py what a URL says wins over its arguments."""
+    query = "socket_timeout=60&health_check_interval=0&client_name=a%26b&db=3"
+    url = f"redis://:p%2Fw@localhost/2?{query}"
+
+    sync = connect({"url": url}, timeout=0.5)
+    hub = connect_async({"url": url})
+
+    found = sync.connection_pool.connection_kwargs
+    assert (found["socket_timeout"], found["socket_connect_timeout"]) == (0.5, 0.5)
+    assert hub.connection_pool.connection_kwargs["health_check_interval"] == 5
+    for client in (sync, hub):
+        kept = client.connection_pool.connection_kwargs
+        assert (kept["client_name"], kept["db"], kept["password"]) == ("a&b", 3, "p/w")
