@@ -226,7 +226,8 @@ def read_link(token: str, *, now: float) -> tuple[Reader, LinkKind]:
     if rest:
         expires = issued * PAGE_QUANTUM + PAGE_LIFETIME
     else:
-        expires = issued * LINK_QUANTUM + conf.get_options().link_lifetime
+        # From the end of its hour: one of a shorter lifetime would be too old when it is new.
+        expires = (issued + 1) * LINK_QUANTUM + conf.get_options().link_lifetime
     if expires < now:
         raise ExpiredLinkError("The link has expired")
     positions = parse_position(rest[0]) if rest and rest[0] else {}

@@ -21,8 +21,15 @@ from django.views.debug import ExceptionReporter
 from pytest_django import Settings
 
 from eventstream import EventSpec, hold, send_event, send_events
+from eventstream.exceptions import ExpiredLinkError
 from eventstream.positions import quote_channel
-from eventstream.reading import PAGE_LIFETIME, PAGE_QUANTUM, Reader, sign_link
+from eventstream.reading import (
+    PAGE_LIFETIME,
+    PAGE_QUANTUM,
+    Reader,
+    read_link,
+    sign_link,
+)
 from eventstream.targets import get_targets
 from eventstream.testing import drain_outbox
 from eventstream.views import events, next_link
@@ -51,6 +58,21 @@ def is_empty(response: Any) -> bool:
         and "Grip-Hold" not in response
         and "Grip-Link" not in response
     )
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_short_lived_link_is_good_for_its_time(
+    settings: Settings, is_late: bool
+) -> None:
+    """It is issued for the hour, and may be so at its very end."""
+    settings.EVENTSTREAM_LINK_LIFETIME = 120
+    token = sign_link(Reader(("a",), ""), now=7199)
+
+    if is_late:
+        with pytest.raises(ExpiredLinkError):
+            read_link(token, now=7321)
+    else:
+        assert read_link(token, now=7319)[0].channels == ("a",)
 
 
 @pytest.mark.parametrize(
