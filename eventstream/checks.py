@@ -18,6 +18,7 @@
 | eventstream.W006  | warning | the sweep has not run lately (--database)         |
 | eventstream.W007  | warning | a pool that leaves requests no connection         |
 | eventstream.W008  | warning | a GRIP proxy's questions are redirected to HTTPS  |
+| eventstream.W009  | warning | a lease that ends while a target may still answer |
 | eventstream.W020  | warning | CORS credentials, and only '*' as an origin       |
 """
 
@@ -78,6 +79,20 @@ def check_settings(
         hint = "JSON in JSON can double its size. A larger event would be refused."
         text = "EVENTSTREAM_BATCH_BYTES is less than twice EVENTSTREAM_MAX_EVENT_BYTES."
         found.append(Warning(text, hint=hint, id="eventstream.W004"))
+    call_seconds = options.publish_timeout + max(
+        options.connect_timeout, options.publish_timeout
+    )
+    if options.lease_seconds <= call_seconds:
+        text = (
+            f"EVENTSTREAM_LEASE_SECONDS is not more than the {call_seconds:g} s that a "
+            "call to a target may take."
+        )
+        hint = (
+            "While a target hangs each relay would lose its lease to the next, and no "
+            "failure be recorded: all workers would be busy with it. Raise it, or lower "
+            "EVENTSTREAM_CONNECT_TIMEOUT and EVENTSTREAM_PUBLISH_TIMEOUT."
+        )
+        found.append(Warning(text, hint=hint, id="eventstream.W009"))
     return found
 
 

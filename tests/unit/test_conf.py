@@ -348,6 +348,26 @@ def test_batch_smaller_than_an_event_is_a_warning(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lease", "connect", "publish", "found"),
+    [
+        (15, 2, 5, []),
+        (15, 2, 7.5, ["eventstream.W009"]),  # the bus connects in as much
+        (15, 10, 5, ["eventstream.W009"]),
+        (30, 10, 12, []),
+    ],
+)
+def test_lease_shorter_than_a_call_is_a_warning(
+    settings: Settings, lease: float, connect: float, publish: float, found: list[str]
+) -> None:
+    settings.EVENTSTREAM_REDIS = "redis://127.0.0.1:1/0"
+    settings.EVENTSTREAM_LEASE_SECONDS = lease
+    settings.EVENTSTREAM_CONNECT_TIMEOUT = connect
+    settings.EVENTSTREAM_PUBLISH_TIMEOUT = publish
+
+    assert ids(checks.check_settings(None)) == found
+
+
+@pytest.mark.parametrize(
     ("pool", "found"),
     [
         ({"min_size": 1, "max_size": 3}, ["eventstream.W007"]),
