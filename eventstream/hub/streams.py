@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from eventstream import conf, instruments, sse
+from eventstream.exceptions import InitialStateError
 from eventstream.hub.beginnings import Beginnings, encode_beginnings
 from eventstream.hub.channels import Channels
 from eventstream.hub.log import Log
@@ -75,7 +76,11 @@ class Streams:
                 instruments.active.overflow()
             subscriber.is_live = not behind
             if behind:
-                chunk += await self._catch_up(subscriber, behind)
+                try:
+                    chunk += await self._catch_up(subscriber, behind)
+                except InitialStateError:
+                    subscriber.is_over = True  # as where a stream begins
+                    return b""
                 await subscriber.wait_until_checked()
             if subscriber.error:
                 subscriber.is_over = True

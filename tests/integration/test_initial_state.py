@@ -409,6 +409,19 @@ async def test_stream_whose_state_cannot_be_had_ends_so_that_the_client_tries_ag
     assert reason in caplog.text
 
 
+async def test_reset_whose_state_cannot_be_had_ends_the_stream_as_well(
+    manager: type[ChannelManager], caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.hook = lambda user, channel: _raise()
+    stream = Stream("groups", groups=5)
+    await stream.open()
+
+    with pytest.raises(StopAsyncIteration):
+        await stream.next()
+
+    assert [r.getMessage() for r in caplog.records] == ["No initial state of groups"]
+
+
 async def test_project_without_the_hook_pays_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
