@@ -91,8 +91,14 @@ def find_alias(channel: str) -> tuple[str, bool]:
     for using in databases:
         if storage.has_channel(using, channel):
             return using, True
+    return alias_by_router(channel), False
+
+
+def alias_by_router(channel: str) -> str:
+    """Return the database alias to which the routers would have an event written."""
+    databases = conf.get_options().databases
     using = router.db_for_write(Event, channel=channel)
-    return (using if using in databases else databases[0]), False
+    return using if using in databases else databases[0]
 
 
 def alias_of(channel: str) -> str:

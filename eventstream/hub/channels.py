@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 from django.db import InterfaceError, OperationalError
 
-from eventstream import conf
 from eventstream.hub.buslink import BusLink
 from eventstream.hub.log import Log
 from eventstream.hub.subscribers import Subscriber
 from eventstream.hub.tails import ChannelState, retrieve
 from eventstream.rows import LogEvent, partition_of
+from eventstream.storage import alias_by_router
 from eventstream.targets.bus import event_topic
 
 logger = logging.getLogger(__name__)
@@ -83,8 +83,7 @@ class Channels:
         if self._bus is not None:
             await self._bus.subscribe(event_topic(state.name))
         if not state.is_reliable:
-            for using in conf.get_options().databases:
-                await self._log.begin(using)  # whichever has its kicks
+            await self._log.begin(alias_by_router(state.name))  # which has its kicks
             state.is_live = True
             return
         await self._log.find_alias(state)

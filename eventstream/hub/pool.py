@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from django.db import InterfaceError, OperationalError, connections
 
+from eventstream import conf
+
 T = TypeVar("T")
 
 _CLOSING = 5.0
@@ -27,7 +29,12 @@ class ReaderPool:
 
     def __init__(self, thread_count: int) -> None:
         self.thread_count = thread_count
-        self.slots = asyncio.Semaphore(max(1, thread_count - 1))
+        most = max(1, thread_count - 1)
+        self.slots = asyncio.Semaphore(most)
+        # Of several outboxes, one that does not answer leaves a thread to the others.
+        self._first, *others = conf.get_options().databases
+        aliases = [self._first, *others] if others else []
+        self._rooms = {alias: asyncio.Semaphore(most) for alias in aliases}
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(thread_count, "eventstream-reader")
 
@@ -39,7 +46,9 @@ class ReaderPool:
             aliases: The databases that it uses; none for whichever there are.
         """
         retry = functools.partial(_with_retry, call, aliases)
-        return await self._loop.run_in_executor(self._executor, retry)
+        name = aliases[0] if len(aliases) == 1 else self._first
+        async with self._rooms.get(name) or contextlib.nullcontext():
+            return await self._loop.run_in_executor(self._executor, retry)
 
     async def close(self) -> None:
         """End the threads, each with its connections."""

@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -711,6 +711,7 @@ async def test_database_that_is_away_stops_no_stream_of_another(
         assert await stream.ids(1) == [2]
         with pytest.raises(StopAsyncIteration):
             await Stream("nobody-knows-where").open()
+        await (await Stream("live-x").open()).close()  # in no database
     await stream.close()
 
 
@@ -737,6 +738,45 @@ async def test_database_that_hangs_stops_no_stream_of_another(
     assert await stream.ids(2) == [1, 2]
     may_go_on.set()
     await stream.close()
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+async def test_database_that_ceases_to_answer_takes_not_every_thread(
+    bus: BusTarget, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EVENTSTREAM_DATABASES = ["default", "other"]
+    await get_hub().close()
+    names = [f"elsewhere-{number}" for number in range(5)]
+
+    def work() -> None:
+        for name in names:
+            send_event(name, "message", 1, using="other")
+        send_event("orders", "message", 1)
+        for using in ("default", "other"):
+            drain_outbox(using)
+
+    await sync_to_async(work)()
+    await (await Stream(names[0], "orders").open()).close()
+    may_go_on = threading.Event()
+    current_ids = DjangoModelStorage.current_ids
+
+    def hang(
+        storage: DjangoModelStorage, using: str, channels: Collection[str]
+    ) -> dict[str, int]:
+        if using == "other":
+            may_go_on.wait(20)
+        return current_ids(storage, using, channels)
+
+    monkeypatch.setattr(DjangoModelStorage, "current_ids", hang)
+    others = [asyncio.create_task(Stream(name).open()) for name in names[1:]]
+    await asyncio.sleep(0.1)
+    try:
+        stream = await Stream("orders", orders=0).open()
+        assert await stream.ids(1) == [1]
+    finally:
+        may_go_on.set()
+    for each in [stream, *await asyncio.gather(*others)]:
+        await each.close()
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
