@@ -347,9 +347,10 @@ def _check_home(channel: str, alias: str) -> None:
             f"{alias!r} would give its ids a second time. Name it another way there, "
             f"such as {f'{channel}-{alias}'!r}."
         )
-    if len(_homes) >= _MOST_HOMES:
-        _homes.clear()
-    _homes[channel] = alias
+    if is_known:  # what this transaction is the first to write may be rolled back
+        if len(_homes) >= _MOST_HOMES:
+            _homes.clear()
+        _homes[channel] = alias
 
 
 def _append(alias: str, events: Sequence[Event], *, has_keys: bool) -> None:

@@ -20,6 +20,7 @@ from eventstream.exceptions import InvalidChannelError, InvalidTokenError
 from eventstream.models import Event, EventKind
 from eventstream.reading import Reader, read_page
 from eventstream.relay import relay_all
+from eventstream.rows import partition_of
 from eventstream.storage import alias_of
 from eventstream.tokens import make_subscribe_token, read_subscribe_token
 from eventstream_tasks.tasks import prune, republish
@@ -92,6 +93,20 @@ def test_channel_is_in_one_outbox_only(targets: dict[str, RecordingTarget]) -> N
     send_event("orders", "message", 2, using="other")
     send_event("rooms", "message", 2)
     assert [Event.objects.using(n).count() for n in ("default", "other")] == [2, 2]
+
+
+def test_event_that_was_rolled_back_claims_no_outbox_for_its_channel(
+    targets: dict[str, RecordingTarget],
+) -> None:
+    with transaction.atomic(using="other"):
+        send_event("rooms", "message", 1, using="other")
+        transaction.set_rollback(True, using="other")
+    # Another process knows nothing of it.
+    partition = partition_of("rooms")
+    Event.objects.create(partition=partition, channel="rooms", type="m", data="1")
+
+    with pytest.raises(InvalidChannelError):
+        send_event("rooms", "message", 2, using="other")
 
 
 @pytest.mark.usefixtures("without_other")
