@@ -116,13 +116,16 @@ def grip_name(control_uri: str) -> str:
     return "grip:" + urlunsplit((parts.scheme, location, parts.path, "", ""))
 
 
-class _TimeoutAdapter(HTTPAdapter):
-    """pubcontrol sets no timeout; the transport adapter is where one can be added."""
+class _BoundedAdapter(HTTPAdapter):
+    """pubcontrol sets no timeout and follows; the transport adapter is where to see to it."""
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> Any:  # type: ignore[override]
         options = conf.get_options()
         kwargs["timeout"] = (options.connect_timeout, options.publish_timeout)
-        return super().send(request, **kwargs)
+        response = super().send(request, **kwargs)
+        # Not followed: a POST that was moved comes as a GET, of which 200 says nothing.
+        response.headers.pop("Location", None)
+        return response
 
 
 class GripTarget(Target):
@@ -169,12 +172,14 @@ class GripTarget(Target):
         except ValueError as error:  # how pubcontrol wraps every failure
             match = _STATUS.search(str(error))
             status = int(match.group(1)) if match else 0
+            # What has answered may be no proxy; PostgreSQL takes no NUL in a text.
+            text = str(error) if status else describe_cause(error)
+            text = text.replace("\0", "")[:500]
             if status in _CONTENT_STATUSES:
-                raise PublishRejectedError(str(error)[:500], status=status) from error
+                raise PublishRejectedError(text, status=status) from error
             if not status:
                 self.close()
-            text = str(error) if status else describe_cause(error)
-            raise PublishUnavailableError(text[:500]) from error
+            raise PublishUnavailableError(text) from error
 
     def set_origin(self, url: str) -> None:
         """Have the proxy ask this site, http:// or https://, for what it serves.
@@ -201,7 +206,7 @@ class GripTarget(Target):
     def _get_client(self) -> Any:
         if self._client is None:
             client = GripPubControl(self._proxy).clients[0]
-            adapter = _TimeoutAdapter(max_retries=0)  # retrying is the relay's business
+            adapter = _BoundedAdapter(max_retries=0)  # retrying is the relay's business
             client.requests_session.mount("http://", adapter)
             client.requests_session.mount("https://", adapter)
             self._client = client

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import jwt
 import pytest
@@ -292,6 +296,70 @@ def test_refused_connection_is_for_now() -> None:
     with pytest.raises(PublishUnavailableError):
         target.publish(target.encode(make_row()))
     target.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"\xff\0\0\1\x7f", b"HTTP/1.1 502 Bad\r\nContent-Length: 5\r\n\r\n\0\0bad"],
+)
+def test_answer_of_no_proxy_is_said_in_a_text_that_postgresql_takes(
+    answer: bytes,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reply() -> None:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as request:
+                request.readline()
+                size = int(http.client.parse_headers(request)["Content-Length"])
+                request.read(size)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        target = GripTarget({"control_uri": url})
+        with pytest.raises(PublishUnavailableError) as caught:
+            target.publish(target.encode(make_row()))
+        thread.join()
+
+    assert "\0" not in str(caught.value)
+    assert str(caught.value)
+
+
+class Moved(BaseHTTPRequestHandler):
+    """A site that leads elsewhere, to a page for people."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(301, Location="/welcome")
+
+    def do_GET(self) -> None:
+        self._answer(200)
+
+    def _answer(self, status: int, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": "0"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_site_that_leads_elsewhere_has_accepted_nothing() -> None:
+    with HTTPServer(("127.0.0.1", 0), Moved) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        target = GripTarget({"control_uri": url})
+        try:
+            with pytest.raises(PublishUnavailableError, match="301"):
+                target.publish(target.encode(make_row()))
+        finally:
+            target.close()
+            server.shutdown()
+            thread.join()
 
 
 def test_name_keeps_no_secrets() -> None:
