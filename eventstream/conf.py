@@ -220,7 +220,12 @@ def grip_proxies() -> list[dict[str, Any]]:
             raise ImproperlyConfigured(f"{name} {problem}.")
     proxies = list(listed)
     if url:
-        proxies.append(parse_grip_uri(url))
+        try:
+            proxies.append(parse_grip_uri(url))
+        except ValueError as error:
+            raise ImproperlyConfigured(
+                "GRIP_URL has a key that is not base64, as it says."
+            ) from error
     return list({proxy["control_uri"]: proxy for proxy in proxies}.values())
 
 
