@@ -207,11 +207,11 @@ def send_events(
     try:
         for alias, rows in stored.items():
             _append(alias, rows, has_keys=bool(keys))
+        for alias, rows in unstored.items():
+            publish_on_commit(alias, rows)
     except SynchronousOnlyOperation as error:
         error.add_note("In async code: `await asend_event(…)`, or asend_events.")
         raise
-    for alias, rows in unstored.items():
-        publish_on_commit(alias, rows)
     return [
         SentEvent(event.pk, event.channel, alias)
         for (_, event), alias in zip(events, aliases, strict=True)

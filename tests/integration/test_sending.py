@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import Permission, User
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections, transaction
 from django.db.models import QuerySet
 from django.test.utils import CaptureQueriesContext
@@ -204,6 +205,17 @@ async def test_async_code_can_send() -> None:
     row = await Event.objects.aget(channel="orders")
     assert (row.pk, row.eid) == (sent.id, 1)
     await sync_to_async(connections.close_all)()
+
+
+async def test_async_code_is_told_what_to_call_for_best_effort_events_too(
+    settings: Settings,
+) -> None:
+    settings.EVENTSTREAM_STORAGE_CLASS = None
+
+    with pytest.raises(SynchronousOnlyOperation) as caught:
+        send_event("orders", "message", 1)
+
+    assert "asend_event" in caught.value.__notes__[0]
 
 
 def test_without_storage_nothing_is_written(settings: Settings) -> None:
