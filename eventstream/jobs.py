@@ -29,18 +29,22 @@ that died, or is busy with one partition's backlog, must not hold up the next on
 passes over the partitions that are leased."""
 
 
-def republish(using: str) -> str | None:
+def republish(using: str, *, ends: tuple[type[Exception], ...] = ()) -> str | None:
     """Publish whatever is unnumbered or unconfirmed, due and unleased.
 
     Purpose: part of the promise, not a convenience. A wake-up may be lost with the
     broker, or a worker die between taking it and publishing.
+
+    Args:
+        using: Database alias.
+        ends: As `relay_all` has it.
 
     Returns:
         What was done, in words; None if another process is at it.
     """
 
     def work() -> tuple[str, int]:
-        reports = relay_all(using)
+        reports = relay_all(using, ends=ends)
         failed = sum(r.outcome is Outcome.FAILED for r in reports.values())
         events = sum(r.event_count for r in reports.values())
         behind = describe_count(len(reports), "partition")

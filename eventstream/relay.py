@@ -57,8 +57,6 @@ event."""
 READ_CALLS = 4
 """How many calls' worth of bytes is read at once: what a relay has in memory, once or, while
 it is behind, twice."""
-PATIENCE = 8.0
-"""Seconds for which a sweep passes over what fails unexpectedly; by then the next one begins."""
 NO_TARGET = ""
 """The target of a wake-up that only numbers: where nothing is configured to publish to."""
 
@@ -146,24 +144,33 @@ def relay_partition(
 
 
 def relay_all(
-    using: str, *, force: bool = False, targets: Collection[str] | None = None
+    using: str,
+    *,
+    force: bool = False,
+    targets: Collection[str] | None = None,
+    ends: tuple[type[Exception], ...] = (),
 ) -> dict[tuple[int, str], Report]:
     """Relay every partition that has work and is due. What the sweep calls.
 
     One that fails in a way of its own, as its rows are locked or its target raises what it
-    likes, is passed over and logged. Not so after PATIENCE seconds: it may be the worker's
-    time limit.
+    likes, is passed over and logged.
+
+    Args:
+        using: Database alias.
+        force: Try now even if the last failure asked to wait.
+        targets: The names of those to publish to; None for all.
+        ends: What is not passed over, such as a worker's time limit.
     """
-    began = time.monotonic()
     reports = {}
     for partition, name in pending(using):
         if targets is not None and name not in targets:
             continue
         try:
             report = relay_partition(using, partition, name, force=force)
+        except ends:
+            raise
         except Exception as error:
-            is_late = time.monotonic() - began > PATIENCE
-            if is_late or not connections[using].is_usable():
+            if not connections[using].is_usable():
                 raise
             logger.exception("Relaying partition %s to %s failed", partition, name)
             text = f"{type(error).__name__}: {error}"

@@ -120,7 +120,8 @@ def _do_each(job: Callable[[str], object]) -> None:
 @shared_task(name="eventstream.republish", **_options)
 def republish(self: Task[Any, Any]) -> None:
     """Sweep every outbox."""
-    _do_each(lambda using: _call(self, partial(jobs.republish, using)))
+    ends = (SoftTimeLimitExceeded,)
+    _do_each(lambda using: _call(self, partial(jobs.republish, using, ends=ends)))
 
 
 @shared_task(name="eventstream.prune", **_options)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import threading
+import time
 from collections import Counter
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connection, connections
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
@@ -38,6 +40,7 @@ from eventstream.signals import event_dead_lettered
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets.base import Item
 from eventstream.targets.bus import BusTarget
+from eventstream_tasks.tasks import republish
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -1026,11 +1029,15 @@ def test_newest_event_of_a_backlog_is_one_that_was_not_given_up(
 def test_sweep_passes_over_what_fails_in_a_way_of_its_own(
     targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A target of the project's own may raise anything."""
+    """A target of the project's own may raise anything, and a database take its time."""
+    monotonic, passed = time.monotonic, 0
 
     def fail() -> None:
+        nonlocal passed
+        passed += 30
         raise ValueError("no such thing")
 
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + passed)
     targets["a"].before = fail
     for number in range(5):
         send(channel=f"room-{number}")
@@ -1045,11 +1052,21 @@ def test_sweep_passes_over_what_fails_in_a_way_of_its_own(
         "ValueError: no such thing"
     }
     assert sum(len(targets["b"].ids(f"room-{number}")) for number in range(5)) == 5
-    # A worker's time limit is an error as well, and ends it.
-    monkeypatch.setattr("eventstream.relay.PATIENCE", 0)
-    send(channel="room-0")
-    with pytest.raises(ValueError, match="no such thing"):
-        relay_all("default")
+
+
+def test_worker_s_time_limit_ends_a_sweep(targets: Targets) -> None:
+    """It is an error like any other, and comes once."""
+
+    def fail() -> None:
+        raise SoftTimeLimitExceeded
+
+    targets["a"].before = fail
+    send()
+
+    result = republish.apply().result
+
+    assert isinstance(result, SoftTimeLimitExceeded)
+    assert targets["b"].received == []
 
 
 def test_unnumbered_event_can_be_given_up(targets: Targets) -> None:

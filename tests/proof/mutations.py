@@ -111,7 +111,7 @@ MUTATIONS = [
     ),
     Mutation(
         "no sweep", "eventstream/jobs.py",
-        "reports = relay_all(using)", "reports = {}",
+        "reports = relay_all(using, ends=ends)", "reports = {}",
         f"{RELAY}::test_sweep_finds_what_nobody_was_woken_for",
     ),
     Mutation(
