@@ -452,6 +452,8 @@ class _Relay:
             limit=limit, limit_bytes=READ_CALLS * options.batch_bytes,
             target=self._target.name,
         ):  # fmt: skip
+            if published and self._lease.pause():
+                return watermark  # nothing is confirmed: all of it is due again
             rows = self._without_given_up(newest)
             rows = [ask_again(row) for row in rows]
             for batch, items in _calls(self._target, rows):

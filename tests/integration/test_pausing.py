@@ -97,6 +97,30 @@ def test_relay_at_work_ends_after_its_batch(
     assert Cursor.objects.get(target="a").lease_until is None
 
 
+def test_relay_with_a_backlog_ends_after_a_batch_too(
+    targets: Targets, settings: Settings
+) -> None:
+    settings.EVENTSTREAM_PARTITIONS = 1
+    settings.EVENTSTREAM_BATCH_SIZE = 2
+    targets["a"].is_down = True
+    send_events([EventSpec(f"room-{n}", "message", n) for n in range(6)])
+    relay_all("default")
+    Cursor.objects.update(failing_since=Now() - ago(31))
+    targets["a"].is_down = False
+    targets["a"].before = lambda: pause("a")
+
+    report = relay_partition("default", 0, "a", force=True)
+
+    assert report.outcome is Outcome.PAUSED
+    assert [name for name, _, _ in targets["a"].received] == ["room-0", "room-1"]
+    resume("a")
+    targets["a"].before = lambda: None
+    relay_all("default", force=True)
+    assert {name for name, _, _ in targets["a"].received} == {
+        f"room-{n}" for n in range(6)
+    }
+
+
 def test_target_resumed_soon_gets_every_event(targets: Targets) -> None:
     send(1)
     relay_all("default")
