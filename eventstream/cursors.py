@@ -121,6 +121,17 @@ def hold_still(using: str, partition: int, target: str) -> bool:
     return bool(free.update(lease_token="", lease_until=None))
 
 
+def undo_impossible_waits(using: str) -> None:
+    """End leases and delays that last longer than any: the database's clock went back."""
+    options = conf.get_options()
+    call_seconds = options.connect_timeout + options.publish_timeout
+    longest = max(options.lease_seconds, MAX_BACKOFF + call_seconds)
+    impossible = Now() + datetime.timedelta(seconds=longest)
+    rows = Cursor.objects.using(using)
+    rows.filter(next_attempt__gt=impossible).update(next_attempt=None)
+    rows.filter(lease_until__gt=impossible).update(lease_token="", lease_until=None)
+
+
 def resume_cursors(using: str, target: str, since: datetime.datetime) -> None:
     """Make a pause since then a failure since then, of those that are behind."""
     head = Partition.objects.filter(

@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from eventstream import conf
+from eventstream.cursors import undo_impossible_waits
 from eventstream.models import Job
 from eventstream.relay import Outcome, relay_all
 from eventstream.series import prune_samples, record_sample
@@ -44,6 +45,7 @@ def republish(using: str, *, ends: tuple[type[Exception], ...] = ()) -> str | No
     """
 
     def work() -> tuple[str, int]:
+        undo_impossible_waits(using)
         reports = relay_all(using, ends=ends)
         failed = sum(r.outcome is Outcome.FAILED for r in reports.values())
         events = sum(r.event_count for r in reports.values())

@@ -1054,6 +1054,25 @@ def test_sweep_passes_over_what_fails_in_a_way_of_its_own(
     assert sum(len(targets["b"].ids(f"room-{number}")) for number in range(5)) == 5
 
 
+def test_clock_of_the_database_that_was_set_back_keeps_nothing_waiting(
+    targets: Targets,
+) -> None:
+    targets["a"].is_down = True
+    send()
+    relay_all("default")
+    later = Now() + ago(3600)
+    Cursor.objects.filter(target="a").update(next_attempt=later)
+    # Of a relay that was killed.
+    Cursor.objects.filter(target="b").update(lease_token="x", lease_until=later)
+    targets["a"].is_down = False
+    send()
+
+    jobs.republish("default")
+
+    assert targets["a"].ids("orders") == [1, 2]
+    assert targets["b"].ids("orders") == [1, 2]
+
+
 def test_worker_s_time_limit_ends_a_sweep(targets: Targets) -> None:
     """It is an error like any other, and comes once."""
 
