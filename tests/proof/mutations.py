@@ -558,6 +558,11 @@ MUTATIONS = [
         "tests/integration/test_hub.py",
     ),
     Mutation(
+        "the same, in histories that nobody has thought of", "eventstream/hub/tails.py",
+        "if event.eid == self.head + 1:", "if event.eid > self.head:",
+        "tests/proof/test_hub_histories.py",
+    ),
+    Mutation(
         "the hub does not look again when the bus is back", "eventstream/hub/switchboard.py",
         "self._spawn(self._look_again())", "pass",
         "tests/integration/test_hub.py",
