@@ -222,16 +222,16 @@ def _release_thread() -> None:
         executor.shutdown(wait=False)
 
 
-def keep_plain(request: HttpRequest) -> None:
+def forbid_compression(request: HttpRequest) -> None:
     """Have no middleware compress the answer: each goes by what the client says it takes.
 
-    Django compresses a stream piece by piece, and Chromium reads the first piece alone.
+    Django's GZipMiddleware makes a file of its own of each chunk, and browsers read the first.
     """
     request.META.pop("HTTP_ACCEPT_ENCODING", None)
 
 
 def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    keep_plain(request)
+    forbid_compression(request)
     # Nobody may keep it: neither the stream nor a refusal, which may be one user's alone.
     response["Cache-Control"] = "no-cache, no-store, private"
     response["X-Accel-Buffering"] = "no"

@@ -40,7 +40,7 @@ from eventstream.exceptions import ChannelPermissionError
 from eventstream.models import Sample, UndeliveredEvent
 from eventstream.series import Point, read_series
 from eventstream.transactions import outside_transactions
-from eventstream.views import keep_plain, release_request
+from eventstream.views import forbid_compression, release_request
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class OverviewAdmin(ReadOnlyAdmin[Sample]):
         response = StreamingHttpResponse(
             _stream(request, self._state), content_type="text/event-stream"
         )
-        keep_plain(request)
+        forbid_compression(request)
         response["Cache-Control"] = "no-cache"
         response["X-Accel-Buffering"] = "no"
         return response

@@ -666,6 +666,24 @@ async def test_stream_of_the_overview_needs_no_session_of_the_user(
         assert b"event: status" in await anext(looks)
 
 
+async def test_stream_of_the_overview_is_not_compressed(
+    targets: Targets, settings: Settings
+) -> None:
+    """Each look would be a file of its own, and browsers read the first."""
+    gzip = "django.middleware.gzip.GZipMiddleware"
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, gzip]
+    user = await sync_to_async(User.objects.create_superuser)("ann")
+    client = AsyncClient()
+    await client.aforce_login(user)
+
+    response: Any = await client.get(
+        f"{OVERVIEW}stream/", headers={"Accept-Encoding": "gzip"}
+    )
+
+    assert response.streaming
+    assert "Content-Encoding" not in response
+
+
 # --- channels
 
 
