@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.settings import MIDDLEWARE
 from tests.support.grip_endpoint import GripEndpoint
 from tests.support.pushpin import KEY
 from tests.support.sse import Crowd, Message, Stream, numbers
@@ -656,3 +657,21 @@ def test_proxy_finds_its_way_back_to_any_path(by_links: Stack, room: str) -> Non
         assert [message.data for message in stream.take(5)] == list("01234")
         by_links.send(channel, data="later")
         assert json.loads(stream.next().data) == "later"
+
+
+def test_proxy_asks_as_it_was_asked_where_http_is_redirected_to_https() -> None:
+    """By TLS, which ends in front of it."""
+    settings = {
+        "MIDDLEWARE": ["django.middleware.security.SecurityMiddleware", *MIDDLEWARE],
+        "SECURE_SSL_REDIRECT": True,
+        "SECURE_PROXY_SSL_HEADER": ["HTTP_X_FORWARDED_PROTO", "https"],
+        "SECURE_REDIRECT_EXEMPT": ["^send/"],  # which the test asks without a proxy
+        "EVENTSTREAM_PAGE_SIZE": 2,
+    }
+    env = {"ES_SET": json.dumps(settings)}
+    with running(with_pushpin=True, worker=False, env=env) as stack:
+        stack.send("secure", 5)
+        url = f"{stack.url}/events/?channel=secure"
+        headers = {"X-Forwarded-Proto": "https"}
+        with Stream(url, last_event_id="secure:0", headers=headers).open() as stream:
+            assert stream.take(5) == messages("secure", 1, 5)
