@@ -226,7 +226,7 @@ def _check_redirect() -> Iterable[CheckMessage]:
             f"SECURE_SSL_REDIRECT is on, and /{path.removesuffix('x/')} is not exempt."
         )
         hint = (
-            "A GRIP proxy asks there for what is new, by HTTP and without the "
+            "A GRIP proxy asks there for what is new, as a rule by HTTP and without the "
             "X-Forwarded-Proto of the client: redirected, its streams get no event. Set "
             f"SECURE_REDIRECT_EXEMPT = [r'^{path.removesuffix('next/x/')}(next|health)/']."
         )
