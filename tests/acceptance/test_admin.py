@@ -47,6 +47,14 @@ from eventstream.storage import get_storage
 for partition in range(16):
     get_storage().number_all("default", partition)
 """
+EXPIRED = """
+import time
+from unittest import mock
+from django.contrib.auth.models import User
+from eventstream.tokens import make_operator_token
+with mock.patch("time.time", return_value=time.time() - 7200):
+    print(make_operator_token(User.objects.get(), "private-9"))
+"""
 LETTER = """
 from eventstream.models import DeadLetter, Event
 event = Event.objects.get(pk=2)
@@ -294,6 +302,24 @@ def test_tail_that_waits_to_try_again_can_be_stopped(
     expect(row).not_to_have_count(0)
     page.wait_for_timeout(500)
     expect(row).to_have_count(1)
+    page.context.close()
+
+
+def test_tail_whose_token_has_expired_says_what_to_do(
+    office: Office, browser: Browser
+) -> None:
+    page = office.open(browser, "channel")
+    state = page.locator("[data-es-tail-state]")
+    expect(state).to_have_text("Live.")
+    token = office.stack.run(EXPIRED).split()[-1]
+    page.get_by_role("button", name="Stop").click()
+    page.locator("[data-es-tail]").evaluate(
+        "(tail, token) => { tail.dataset.esToken = token }", token
+    )
+
+    page.get_by_role("button", name="Go on").click()
+
+    expect(state).to_have_text("Ended: load the page again to go on.")
     page.context.close()
 
 

@@ -61,12 +61,13 @@
     const headers = { Accept: "text/event-stream", Authorization: `Bearer ${box.dataset.esToken}` };
     if (position) headers["Last-Event-ID"] = position;
     const response = await fetch(box.dataset.esTail, { headers, signal, credentials: "omit", cache: "no-store" });
-    if (!response.ok) {
+    // A token that is refused is answered with a stream, whose stream-error says why.
+    if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) {
       const text = (await response.text()).trim();
       isOver = response.status === 501;
       throw new Error(text.slice(0, 300) || `${response.status}`);
     }
-    say("Live.");
+    if (response.ok) say("Live.");
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
