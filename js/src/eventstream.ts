@@ -343,7 +343,8 @@ export class EventStream extends EventTarget {
         if (hasId) this.#cursor = merge(cursor, id);
         break;
       case "stream-reset":
-        if (hasId) this.#cursor = id; // which may be behind: the log was lost, and began anew
+        // Which may be behind, as the log was lost and began anew, or none: a state follows.
+        if (hasId) this.#cursor = id || null;
         event = new StreamResetEvent(type, init);
         break;
       case "stream-error":

@@ -136,8 +136,8 @@ export function openEventSource(
   const receive = (event: MessageEvent): void => {
     if (isOver) return;
     const id = event.lastEventId;
-    // Without an id line an event has the id of the one before.
-    const hasId = id !== "" && id !== lastId;
+    // Without an id line an event has the id of the one before; an empty one takes that away.
+    const hasId = id !== lastId;
     lastId = id;
     sink.onEvents([{ type: event.type, data: event.data as string, id, hasId }]);
   };

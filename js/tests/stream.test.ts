@@ -264,6 +264,23 @@ test("stream-reset has its channels, and sets the cursor back", async (t) => {
   assert.equal(stream.lastEventId, "a:3,b:7");
 });
 
+test("a stream that is reset to begin with a state has no position until there is one", async (t) => {
+  const reset = event("", '{"channels": ["c"]}', "stream-reset");
+  const server = await Server.start(t, (response, _, number) => {
+    open(response, number === 1 ? opening("c:99", "c:10") + reset : opening("c:10"));
+  });
+  const { stream, types } = new Recorder(t, server.url, { lastEventId: "c:99" });
+
+  await until(() => types.includes("stream-reset"), "the reset");
+  for (const count of [2, 3]) {
+    server.cut(); // the second time before any event, and there is no state any more
+    await until(() => server.requests.length === count, "another request");
+    await until(() => stream.status === "live", "it is open");
+  }
+
+  assert.deepEqual(server.requests.map(({ query }) => query.get("lastEventId")), ["c:99", null, "c:10"]);
+});
+
 test("stream-error ends the stream, with its reason, and keeps the cursor", async (t) => {
   const error = { condition: "forbidden", text: "No.", channels: ["c"] };
   const server = await Server.start(t, (response, _, number) => {
@@ -621,6 +638,19 @@ test("by an EventSource: the same, but for what it cannot see", async (t) => {
 
   assert.deepEqual(data, ["1", "2", "live", "3"]);
   assert.equal(server.requests[0]!.query.get("token"), "secret");
+});
+
+test("by an EventSource: a reset to no position, as a state follows, takes the old one away", async (t) => {
+  const reset = event("", '{"channels": ["c"]}', "stream-reset");
+  // The log was lost, and began anew: what follows is behind the old position.
+  const text = opening("c:99", "c:10", 20, 0) + reset + state("c:10", "state") + event(11);
+  const server = await Server.start(t, (response) => open(response, text));
+  const { stream, states, data } = new Recorder(t, server.url, { lastEventId: "c:99", eventSourceClass: EventSource as never });
+
+  await until(() => data.length, "the event after it");
+
+  assert.deepEqual([states, data], [["state"], ["11"]]);
+  assert.equal(stream.lastEventId, "c:11");
 });
 
 test("by an EventSource: a token that has expired ends the stream, and the next has its position", async (t) => {
