@@ -64,6 +64,7 @@ export class Link {
   #awaited = 0;
   #givesStates: boolean | null = null;
   #isCaughtUp = false;
+  #hasSpoken = false;
   #openedAt = 0;
   #startedAt = 0;
   #heardAt = 0;
@@ -81,6 +82,11 @@ export class Link {
   /** Whether streams of this server may begin with a state; null while it has not said. */
   get givesStates(): boolean | null {
     return this.#givesStates;
+  }
+
+  /** Whether this connection has brought all that its stream begins with. */
+  get hasBegun(): boolean {
+    return this.#hasSpoken && !this.#awaited;
   }
 
   /** Attempts that failed in a row; 0 while the server has asked us to stay away. */
@@ -144,7 +150,7 @@ export class Link {
     clearTimeout(this.#quietTimer);
     this.#connection?.close();
     this.#connection = null;
-    this.#isOpen = false;
+    this.#isOpen = this.#hasSpoken = false;
   }
 
   #connect(): void {
@@ -172,6 +178,7 @@ export class Link {
   #receive(events: ParsedEvent[]): void {
     this.#heardAt = now();
     if (!events.length) return;
+    this.#hasSpoken = true;
     for (const event of events) {
       if (event.type === "stream-open") this.#readOpening(event.data);
       else if (!event.type.startsWith("stream-") && event.type !== "keep-alive") {

@@ -153,7 +153,8 @@ export class Share {
   /** What the link makes of its connection; a follower has the leader's word for it. */
   onLinkStatus(status: Status): void {
     if (this.#role !== "leading" && this.#role !== "alone") return;
-    if (status === "live") this.#hasBegun = true;
+    // Not by the status: who has heard nothing for a while is live, too.
+    this.#hasBegun ||= this.#link.hasBegun;
     this.#setStatus(status);
     if (this.#role === "alone") this.#align();
     if (this.#role !== "leading") return;

@@ -306,6 +306,26 @@ for (const [name, [answer, delay]] of Object.entries(BEGINNINGS)) {
   });
 }
 
+test("a tab without a position waits for its initial state, however long the stream takes to open", async (t) => {
+  let head = 3;
+  const begin = (): string => opening("", `c:${head}`, 20, 1) + state(`c:${head}`, head);
+  const server = await Server.start(t, (response, _, number) => {
+    open(response, number === 1 ? begin() : "");
+    if (number > 1) setTimeout(() => response.write(begin()), 6_000); // who hears nothing is live after five
+  });
+  const tab = (): Recorder => new Recorder(t, server.url, { share: `slow${process.pid}` });
+  const first = tab();
+  await until(() => first.stream.status === "live", "it is live");
+
+  const second = tab();
+  await until(() => second.states.length, "its state", 12_000);
+  await until(() => server.responses.size === 1, "it shares");
+  server.write(event((head += 1)));
+  await until(() => second.data.length && first.data.length, "an event");
+
+  assert.deepEqual([second.states, second.data], [["3"], ["4"]]);
+});
+
 test("tabs without a position that open together share a connection and its initial state", async (t) => {
   const { server, tab, send } = await startStateful(t, BEGINNINGS["of a channel with a log"]![0]);
   const tabs = [tab(), tab(), tab()];
