@@ -99,9 +99,14 @@ export class Share {
     this.#link = link;
   }
 
-  /** Says whether this browser has what it takes. */
+  /** Says whether this browser has what it takes, and lets the page have it. */
   static get isSupported(): boolean {
-    return typeof BroadcastChannel === "function" && !!globalThis.navigator?.locks;
+    try {
+      new BroadcastChannel("eventstream").close();
+      return !!navigator.locks;
+    } catch {
+      return false; // there is none, or the site may store nothing
+    }
   }
 
   start(): void {

@@ -440,6 +440,22 @@ test("a tab that hears nothing of the leader reads alone", async (t) => {
   await until(() => tab.data.length, "the event");
 });
 
+test("where a page may have no channel between tabs, each has its own connection", async (t) => {
+  const log = await Log.start(t);
+  const { BroadcastChannel } = globalThis;
+  t.after(() => Object.assign(globalThis, { BroadcastChannel }));
+  globalThis.BroadcastChannel = class {
+    constructor() {
+      throw new DOMException("The operation is insecure.", "SecurityError"); // as in Firefox that lets no site store anything
+    }
+  } as never;
+  const tabs = [log.tab(0), log.tab(0)];
+
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+
+  assert.equal(log.connections, 2);
+});
+
 test("tabs of other names have their own connections", async (t) => {
   const log = await Log.start(t);
   const tabs = [log.tab(0, "anna"), log.tab(0, "ben"), log.tab(0, true), log.tab(0, true)];
