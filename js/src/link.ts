@@ -244,8 +244,9 @@ export class Link {
   }
 
   #onEnd(end: End): void {
-    const wasOpen = this.#isOpen;
-    const wasStable = wasOpen && now() - this.#openedAt > STABLE;
+    const wasStable = this.#isOpen && now() - this.#openedAt > STABLE;
+    // For a server that is away a proxy may answer with a stream that has nothing in it.
+    const hasWorked = this.#hasSpoken || wasStable;
     this.#drop();
     if (end.kind === "done") {
       this.stop();
@@ -268,7 +269,7 @@ export class Link {
     );
     this.#attempt += 1;
     this.#retryTimer = setTimeout(() => this.#connect(), Math.min(wait, DAY));
-    this.#setStatus(wasOpen && onLine !== false ? "connecting" : "offline");
+    this.#setStatus(hasWorked && onLine !== false ? "connecting" : "offline");
     if (this.#isStarted) this.#host.onError();
   }
 

@@ -395,6 +395,24 @@ for (const [name, answer] of [
   });
 }
 
+test("a stream without anything in it, as of a proxy whose server is away, leaves it offline", async (t) => {
+  let isAway = false;
+  const server = await Server.start(t, (response) => {
+    open(response, isAway ? "" : opening("c:1"));
+    if (isAway) response.end();
+  });
+  const { stream, statuses } = new Recorder(t, server.url);
+  await until(() => stream.status === "live", "it is live");
+
+  isAway = true;
+  server.cut();
+  await until(() => server.requests.length === 4, "some attempts");
+  isAway = false;
+  await until(() => stream.status === "live", "it is live again");
+
+  assert.deepEqual(statuses, ["live", "connecting", "offline", "live"]);
+});
+
 test("Retry-After is waited out", async (t) => {
   const server = await Server.start(t, (response, _, number) => {
     if (number === 1) return open(response, event(1));
