@@ -189,7 +189,12 @@ export class Share {
         this.#lead();
         return held;
       })
-      .catch(() => undefined); // stopped before its turn came
+      .catch(() => {
+        // Stopped before its turn came; or the lock was stolen, and another tab will lead.
+        if (signal.aborted || this.#role !== "leading") return;
+        this.stop();
+        this.start();
+      });
   }
 
   #lead(): void {

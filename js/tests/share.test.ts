@@ -440,6 +440,22 @@ test("a tab that hears nothing of the leader reads alone", async (t) => {
   await until(() => tab.data.length, "the event");
 });
 
+test("a leader whose lock is stolen follows", async (t) => {
+  const log = await Log.start(t);
+  const tabs = [log.tab(0, "stolen"), log.tab(0, "stolen"), log.tab(0, "stolen")];
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+
+  await navigator.locks.request(`eventstream:stolen:-:${log.server.url}`, { steal: true }, () => undefined);
+  await until(() => log.server.requests.length === 2, "the second leads");
+  await until(() => log.connections === 1, "the first does not");
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live again");
+  log.send(3);
+  await until(() => tabs.every(({ data }) => data.length === 3), "the events");
+
+  for (const { data } of tabs) assert.deepEqual(data, range(1, 3));
+  assert.equal(log.connections, 1);
+});
+
 test("where a page may have no channel between tabs, each has its own connection", async (t) => {
   const log = await Log.start(t);
   const { BroadcastChannel } = globalThis;
