@@ -275,10 +275,10 @@ export class Share {
       if (message.leader === this.#leader && this.#role === "following") this.#join();
       return;
     }
+    clearTimeout(this.#timer); // there is a leader
     const { leader, seq, position, status, isPlain, failures } = message;
     if (leader === this.#leader && seq <= this.#seq) {
       // An old acquaintance; a message that was sent before the last one says nothing new.
-      if (this.#role === "following") clearTimeout(this.#timer);
       if (seq < this.#seq) return;
       [this.#leaderStatus, this.#isPlain, this.#failures] = [status, isPlain, failures];
       return this.#follow();

@@ -440,6 +440,34 @@ test("a tab that hears nothing of the leader reads alone", async (t) => {
   await until(() => tab.data.length, "the event");
 });
 
+test("a tab that reads alone asks the leader once", async (t) => {
+  const log = await Log.start(t);
+  const name = `eventstream:hung:-:${log.server.url}`;
+  let free!: () => void;
+  void navigator.locks.request(name, () => new Promise<void>((resolve) => (free = resolve)));
+  t.after(() => free());
+  const tab = log.tab(0, "hung");
+  await until(() => tab.stream.status === "live", "it is live, alone");
+
+  // The leader goes on, and has been elsewhere.
+  const bus = new BroadcastChannel(name);
+  t.after(() => bus.close());
+  const asked: string[] = [];
+  const stand = { leader: "l", position: "c:900", status: "live", isPlain: true, failures: 0 };
+  bus.onmessage = ({ data }) => {
+    if (data.kind !== "hello") return;
+    asked.push(data.tab);
+    bus.postMessage({ kind: "welcome", to: data.tab, seq: 1, base: "c:900", steps: [], ...stand });
+  };
+  for (let seq = 1; seq < 4; seq += 1) {
+    const step = { seq, position: `c:${899 + seq}`, event: { type: "message", data: "", id: `c:${899 + seq}`, hasId: true } };
+    bus.postMessage({ kind: "steps", leader: "l", steps: [step], status: "live" });
+    await sleep(1_100);
+  }
+
+  assert.equal(asked.length, 1);
+});
+
 test("a leader whose lock is stolen follows", async (t) => {
   const log = await Log.start(t);
   const tabs = [log.tab(0, "stolen"), log.tab(0, "stolen"), log.tab(0, "stolen")];
