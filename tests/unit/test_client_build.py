@@ -55,6 +55,16 @@ def test_npm_package_has_module_types_and_no_dependencies(tmp_path: Path) -> Non
     )
     output = node("--input-type=module", "-e", script, cwd=tmp_path)
     assert output.split() == ["connecting"]
+    # A bundler leaves out what has no effect but by what is imported from it.
+    script = (
+        f'import {{ build }} from "{JS.as_uri()}/node_modules/esbuild/lib/main.js";'
+        "const stdin = { contents: \"import 'django-eventstream-client/classic'\", "
+        'resolveDir: "." };'
+        "const options = { stdin, bundle: true, write: false };"
+        "const { outputFiles } = await build(options);"
+        'console.log(outputFiles[0].text.includes("stream-open"))'
+    )
+    assert node("--input-type=module", "-e", script, cwd=tmp_path).strip() == "true"
     modules = tmp_path / "node_modules"
     assert [p.name for p in modules.iterdir() if p.is_dir()] == [
         "django-eventstream-client"
