@@ -232,8 +232,9 @@ def forbid_compression(request: HttpRequest) -> None:
 
 def _finish(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
     forbid_compression(request)
-    # Nobody may keep it: neither the stream nor a refusal, which may be one user's alone.
-    response["Cache-Control"] = "no-cache, no-store, private"
+    # Nobody may keep it: neither the stream nor a refusal, which may be one user's alone. Nor
+    # compress it, as development servers of JavaScript do: events wait for each other there.
+    response["Cache-Control"] = "no-cache, no-store, no-transform, private"
     response["X-Accel-Buffering"] = "no"
     response["X-Content-Type-Options"] = "nosniff"
     allow_origin(request, response)

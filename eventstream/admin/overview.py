@@ -119,7 +119,7 @@ class OverviewAdmin(ReadOnlyAdmin[Sample]):
             _stream(request, self._state), content_type="text/event-stream"
         )
         forbid_compression(request)
-        response["Cache-Control"] = "no-cache"
+        response["Cache-Control"] = "no-cache, no-transform"
         response["X-Accel-Buffering"] = "no"
         return response
 

@@ -428,7 +428,10 @@ def test_other_methods_are_refused(stack: Stack) -> None:
 def test_nothing_between_may_keep_or_buffer_the_stream(stack: Stack) -> None:
     with Stream(f"{stack.url}/events/?channel=x").open() as stream:
         assert stream.headers["Content-Type"] == "text/event-stream"
-        assert stream.headers["Cache-Control"] == "no-cache, no-store, private"
+        assert (
+            stream.headers["Cache-Control"]
+            == "no-cache, no-store, no-transform, private"
+        )
         assert stream.headers["X-Accel-Buffering"] == "no"
 
 

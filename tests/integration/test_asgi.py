@@ -135,7 +135,9 @@ async def test_stream_outlives_its_request() -> None:
     assert finished == [None]
     assert not [o for o in gc.get_objects() if isinstance(o, ASGIRequest)]
     assert client.headers[b"content-type"] == b"text/event-stream"
-    assert client.headers[b"cache-control"] == b"no-cache, no-store, private"
+    assert (
+        client.headers[b"cache-control"] == b"no-cache, no-store, no-transform, private"
+    )
     # The length of Django's empty body, and what is between view and application.
     assert not {b"content-length", b"eventstream-held"} & client.headers.keys()
     assert all(message["more_body"] for message in client.sent[1:])

@@ -140,5 +140,5 @@ def test_credentials_for_nobody_named_are_a_warning(settings: Settings) -> None:
 def test_no_cache_between_may_keep_an_answer() -> None:
     response = get(None)
 
-    assert response["Cache-Control"] == "no-cache, no-store, private"
+    assert response["Cache-Control"] == "no-cache, no-store, no-transform, private"
     assert response["X-Content-Type-Options"] == "nosniff"
