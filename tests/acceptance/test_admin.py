@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +55,17 @@ from django.contrib.auth.models import User
 from eventstream.tokens import make_operator_token
 with mock.patch("time.time", return_value=time.time() - 7200):
     print(make_operator_token(User.objects.get(), "private-9"))
+"""
+KEEP_PLOTS = """
+window.plots = [];
+Object.defineProperty(window, "uPlot", { configurable: true, set(Plot) {
+  const construct = (Plot, options) => {
+    const plot = Reflect.construct(Plot, options);
+    plots.push(plot);
+    return plot;
+  };
+  Object.defineProperty(window, "uPlot", { value: new Proxy(Plot, { construct }) });
+} });
 """
 LETTER = """
 from eventstream.models import DeadLetter, Event
@@ -151,6 +163,48 @@ def test_overview_is_accessible_before_its_points_are_there(
 
     assert page.locator("[data-es-drawn]").count() == 0
     assert _violations(page) == []
+    page.context.close()
+
+
+def _points(count: int) -> dict[str, Any]:
+    """Return what the plots load, a point a minute."""
+    names = ("events", "oldest", "readers")
+    at = [1_795_866_000 + 60 * minute for minute in range(count)]
+    return {"at": at, "targets": {}, **{name: [1] * count for name in names}}
+
+
+def test_plots_show_the_span_that_was_chosen_last(
+    office: Office, browser: Browser
+) -> None:
+    page = office.open(browser, "overview")
+    slow: list[Route] = []
+    page.route(re.compile("hours=1$"), lambda route: slow.append(route))
+    page.route(re.compile("hours=24$"), lambda route: route.fulfill(json=_points(3)))
+    page.reload()
+    page.get_by_label("24 hours").check()
+    section = page.locator("[data-es-series]")
+    expect(section).to_have_attribute("data-es-drawn", "3")
+
+    slow[0].fulfill(json=_points(1))
+    page.wait_for_timeout(500)
+
+    expect(section).to_have_attribute("data-es-drawn", "3")
+    page.context.close()
+
+
+def test_plot_of_one_point_has_its_time_below_it(
+    office: Office, browser: Browser
+) -> None:
+    page = office.open(browser, "overview")
+    page.add_init_script(KEEP_PLOTS)
+    page.route("**/series/*", lambda route: route.fulfill(json=_points(1)))
+    page.reload()
+    expect(page.locator("[data-es-series]")).to_have_attribute("data-es-drawn", "1")
+
+    first, last = page.evaluate("[plots[0].scales.x.min, plots[0].scales.x.max]")
+
+    # Not days, on which each time of the axis is midnight.
+    assert (last - first, last) == (600, _points(1)["at"][0])
     page.context.close()
 
 

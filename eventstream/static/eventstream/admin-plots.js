@@ -7,6 +7,7 @@
   const note = section.querySelector("[data-es-plots-note]");
   const plots = new Map();
   const REFRESH_MS = 30000;
+  const LONE_SECONDS = 600;
   // Told apart by people who see no red or green, too; dashes tell the rest.
   const COLORS = {
     light: ["#0a58a5", "#b35900", "#6639ba", "#0f766e", "#a3255f"],
@@ -48,7 +49,11 @@
     const options = {
       width: Math.max(240, element.clientWidth),
       height: 180,
-      scales: { y: { range: (_, low, high) => [0, Math.max(1, high === null ? 1 : high * 1.1)] } },
+      scales: {
+        // Around a single point uPlot would show a thousand days, each tick at midnight.
+        x: { range: (_, first, last) => (data.at.length === 1 ? [first - LONE_SECONDS, first] : [first, last]) },
+        y: { range: (_, low, high) => [0, Math.max(1, high === null ? 1 : high * 1.1)] },
+      },
       axes: [{ ...axis, space: 60, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 55 }],
       series: [
         { value: "{HH}:{mm}" },
@@ -94,12 +99,16 @@
     section.dataset.esDrawn = String(count);
   }
 
+  const chosen = () => section.querySelector('input[name="hours"]:checked').value;
+
   async function refresh() {
-    const hours = section.querySelector('input[name="hours"]:checked').value;
+    const hours = chosen();
     try {
       const response = await fetch(`${section.dataset.esSeries}?hours=${hours}`);
       if (!response.ok || response.redirected) throw new Error(response.statusText);
-      latest = await response.json();
+      const points = await response.json();
+      if (hours !== chosen()) return; // and the answer to that may have come before
+      latest = points;
       drawAll();
     } catch (error) {
       note.textContent = `The points cannot be loaded: ${error.message || error}`;
