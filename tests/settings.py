@@ -10,6 +10,7 @@ ES_TRACE  if set, OpenTelemetry's spans go to the standard output
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import tempfile
@@ -71,6 +72,21 @@ def _pool() -> dict[str, Any]:
     )
 
 
+def _own_sqlite() -> str:
+    """Return the path of a file of this process, which deletes it, and no child of it."""
+    pid = os.getpid()
+    path = Path(tempfile.gettempdir()) / f"eventstream-{pid}.sqlite3"
+
+    def delete() -> None:
+        if os.getpid() == pid:
+            # The tests' own, too, and the logs that threads have left open beside it.
+            for each in path.parent.glob(f"{path.name}*"):
+                each.unlink(missing_ok=True)
+
+    atexit.register(delete)
+    return str(path)
+
+
 def _database(suffix: str = "") -> dict[str, Any]:
     url = os.environ.get("ES_DB")
     if url:
@@ -86,10 +102,7 @@ def _database(suffix: str = "") -> dict[str, Any]:
             "CONN_HEALTH_CHECKS": bool(_pool()),
             "TEST": {"NAME": f"test_{os.getpid()}{suffix}"},
         }
-    path = os.environ.get("ES_SQLITE")
-    if not path:
-        path = str(Path(tempfile.gettempdir()) / f"eventstream-{os.getpid()}.sqlite3")
-    path += suffix
+    path = (os.environ.get("ES_SQLITE") or _own_sqlite()) + suffix
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": path,
