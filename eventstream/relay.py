@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -144,11 +144,7 @@ def relay_partition(
 
 
 def relay_all(
-    using: str,
-    *,
-    force: bool = False,
-    targets: Collection[str] | None = None,
-    ends: tuple[type[Exception], ...] = (),
+    using: str, *, ends: tuple[type[Exception], ...] = ()
 ) -> dict[tuple[int, str], Report]:
     """Relay every partition that has work and is due. What the sweep calls.
 
@@ -157,16 +153,12 @@ def relay_all(
 
     Args:
         using: Database alias.
-        force: Try now even if the last failure asked to wait.
-        targets: The names of those to publish to; None for all.
         ends: What is not passed over, such as a worker's time limit.
     """
     reports = {}
     for partition, name in pending(using):
-        if targets is not None and name not in targets:
-            continue
         try:
-            report = relay_partition(using, partition, name, force=force)
+            report = relay_partition(using, partition, name)
         except ends:
             raise
         except Exception as error:

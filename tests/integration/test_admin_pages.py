@@ -33,7 +33,7 @@ from eventstream.models import (
 from eventstream.pausing import pause_target
 from eventstream.relay import relay_all
 from eventstream.storage import get_storage
-from tests.support.targets import RecordingTarget
+from tests.support.targets import RecordingTarget, relay_now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -409,7 +409,7 @@ def test_list_costs_as_many_queries_for_60_events_as_for_one(
     with CaptureQueriesContext(connection) as one:
         admin_client.get(UNDELIVERED)
     send_events([EventSpec("orders", "message", n) for n in range(59)])
-    relay_all("default", force=True)
+    relay_now("default")
 
     with CaptureQueriesContext(connection) as many:
         admin_client.get(UNDELIVERED)

@@ -23,7 +23,7 @@ from eventstream.relay import (
 )
 from eventstream.rows import OutboxRow, partition_of
 from eventstream.storage import get_storage
-from tests.support.targets import RecordingTarget
+from tests.support.targets import RecordingTarget, relay_now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -43,7 +43,7 @@ def test_paused_target_gets_nothing_and_the_other_everything(targets: Targets) -
     assert pause("a", reason="new certificate")
     send(3)
 
-    relay_all("default", force=True)
+    relay_now("default")
 
     assert targets["a"].received == []
     assert targets["b"].ids("orders") == [1, 2, 3]
@@ -115,7 +115,7 @@ def test_relay_with_a_backlog_ends_after_a_batch_too(
     assert [name for name, _, _ in targets["a"].received] == ["room-0", "room-1"]
     resume("a")
     targets["a"].before = lambda: None
-    relay_all("default", force=True)
+    relay_now("default")
     assert {name for name, _, _ in targets["a"].received} == {
         f"room-{n}" for n in range(6)
     }

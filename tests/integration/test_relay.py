@@ -41,7 +41,7 @@ from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets.base import Item
 from eventstream.targets.bus import BusTarget
 from eventstream_tasks.tasks import republish
-from tests.support.targets import RecordingTarget
+from tests.support.targets import RecordingTarget, relay_now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -471,7 +471,7 @@ def test_event_that_its_target_never_takes_holds_up_its_partition_alone(
     # Whatever is given up no longer holds up anything.
     targets["a"].is_down = False
     give_up("default", "a", Event.objects.get(data="666").pk, "")
-    relay_all("default", force=True)
+    relay_now("default")
     assert pending("default") == []
     assert not cursor("a").fails_alone
 
@@ -516,7 +516,7 @@ def test_partitions_that_fail_together_try_again_one_by_one(targets: Targets) ->
     targets["a"].is_down = True
     for number in range(20):
         send_event(f"room-{number}", "message", number)
-    relay_all("default", force=True)
+    relay_now("default")
     failing = Cursor.objects.filter(target="a", attempts=1)
     assert failing.count() > 5
     first, second = failing.order_by("next_attempt")[:2]
@@ -531,7 +531,7 @@ def test_target_that_is_back_is_due_in_every_partition(targets: Targets) -> None
     targets["a"].is_down = True
     for number in range(20):
         send_event(f"room-{number}", "message", number)
-    relay_all("default", force=True)
+    relay_now("default")
     targets["a"].is_down = False
     Cursor.objects.filter(target="a").update(next_attempt=Now() + ago(3600))
     prober = Cursor.objects.filter(target="a", attempts=1)[0].partition
@@ -670,7 +670,7 @@ def test_unknown_target_is_told(targets: Targets) -> None:
 
 def test_two_relays_at_once_deliver_everything(targets: Targets) -> None:
     def work() -> None:
-        relay_all("default", force=True)
+        relay_now("default")
         connections.close_all()
 
     for _ in range(5):
@@ -882,7 +882,7 @@ def test_target_that_failed_for_a_day_holds_up_nothing(targets: Targets) -> None
 
     targets["a"].is_down = False
     send(1)
-    relay_all("default", force=True)
+    relay_now("default")
     assert targets["a"].ids("orders") == [4]
     assert pending("default") == []
 

@@ -14,7 +14,7 @@ from eventstream.reading import Reader, read_page
 from eventstream.relay import relay_all
 from eventstream.storage import get_storage
 from tests.support.sse import Message, Parser
-from tests.support.targets import RecordingTarget
+from tests.support.targets import RecordingTarget, relay_now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -127,7 +127,7 @@ def test_what_waits_is_published_under_the_new_ids(targets: Targets) -> None:
 
     get_storage().reset_readers("default")
     targets["b"].is_down = False
-    relay_all("default", force=True)
+    relay_now("default")
 
     assert targets["b"].ids("orders") == [1, 2, head()]
     letter = DeadLetter.objects.get()

@@ -30,7 +30,7 @@ from eventstream.relay import relay_all
 from eventstream.rows import OutboxRow
 from eventstream.testing import drain_outbox
 from tests.channels import ChannelManager
-from tests.support.targets import IdleDispatcher, RecordingTarget
+from tests.support.targets import IdleDispatcher, RecordingTarget, relay_now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -44,7 +44,7 @@ def test_event_s_state_can_be_followed(targets: dict[str, RecordingTarget]) -> N
     assert (sent.state(), sent.event_id) == (EventState.UNDELIVERED, 1)
 
     targets["b"].is_down = False
-    relay_all("default", force=True)
+    relay_now("default")
     assert sent.state() is EventState.CONFIRMED
 
 

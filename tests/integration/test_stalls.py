@@ -17,7 +17,7 @@ from eventstream.signals import channel_stalled
 from eventstream.stalls import report_stalls
 from eventstream.status import get_status
 from tests.integration.test_relay import ago
-from tests.support.targets import RecordingTarget
+from tests.support.targets import RecordingTarget, relay_now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -73,7 +73,7 @@ def test_a_hundred_channels_of_a_target_are_enough(
 ) -> None:
     targets["a"].is_down = True
     send_events([EventSpec(f"room-{n}", "message", n) for n in range(300)])
-    relay_all("default", force=True)
+    relay_now("default")
     age(90)
 
     assert report_stalls(get_status()) == 100

@@ -15,7 +15,8 @@ from pytest_django import Settings
 
 from eventstream import send_event, tracing
 from eventstream.dispatch import InlineDispatcher
-from eventstream.relay import relay_all
+from eventstream.relay import relay_all, relay_partition
+from eventstream.rows import partition_of
 from tests.support.targets import RecordingTarget
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -76,7 +77,7 @@ def test_publish_of_a_batch_in_flight_is_in_the_trace(
     send_event("orders", "message", 2)
 
     with trace.get_tracer("tests").start_as_current_span("relay") as span:
-        relay_all("default", targets=["a"])
+        relay_partition("default", partition_of("orders"), "a")
 
     trace_id = span.get_span_context().trace_id
     found = publishes(spans)

@@ -39,11 +39,11 @@ from eventstream.models import (
 )
 from eventstream.pausing import pause_target, resume_target
 from eventstream.reading import Reader, read_page
-from eventstream.relay import pending, relay_all, relay_partition
+from eventstream.relay import pending, relay_partition
 from eventstream.rows import partition_of
 from eventstream.storage import DjangoModelStorage, get_storage
 from tests.support.sse import Parser
-from tests.support.targets import RecordingTarget
+from tests.support.targets import RecordingTarget, relay_now
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300)]
 
@@ -278,7 +278,7 @@ class Histories(RuleBasedStateMachine):
             resume_target("default", target.name)
         for _ in range(3):
             self.time_passes()
-            relay_all("default", force=True)
+            relay_now("default")
         assert pending("default") == []
         self.ids_are_consecutive_and_final()
         self.targets_have_had_ids_in_order()

@@ -1,4 +1,4 @@
-"""A target that records, fails or refuses; and a dispatcher that wakes nobody."""
+"""A target that records, fails or refuses; and a dispatcher that wakes nobody, a relay at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from eventstream.dispatch import Dispatcher
 from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
+from eventstream.relay import pending, relay_partition
 from eventstream.rows import OutboxRow
 from eventstream.targets.base import Item, Target
 
@@ -54,6 +55,12 @@ class RecordingTarget(Target):
     def ids(self, channel: str) -> list[object]:
         """Return the ids accepted for a channel, in order."""
         return [eid for name, eid, _ in self.received if name == channel]
+
+
+def relay_now(using: str) -> None:
+    """Relay every partition that has work, due or not."""
+    for partition, name in pending(using):
+        relay_partition(using, partition, name, force=True)
 
 
 class IdleDispatcher(Dispatcher):
