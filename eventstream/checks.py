@@ -44,7 +44,6 @@ from eventstream.storage import SUPPORTED_VENDORS
 
 GRIP_MIDDLEWARE = "django_grip.GripMiddleware"
 SECURITY_MIDDLEWARE = "django.middleware.security.SecurityMiddleware"
-SWEEP_JOB = "republish"
 SWEEP_OVERDUE_SECONDS = 300
 _DEFAULT_POOL = 4  # psycopg_pool's min_size, which is the most where none is said
 
@@ -273,7 +272,8 @@ def check_sweep(
         if alias not in with_outbox:
             continue
         limit = Now() - datetime.timedelta(seconds=SWEEP_OVERDUE_SECONDS)
-        rows = Job.objects.using(alias).filter(name=SWEEP_JOB, finished_at__gte=limit)
+        sweeps = Job.objects.using(alias).filter(name=Job.REPUBLISH)
+        rows = sweeps.filter(finished_at__gte=limit)
         try:
             has_run = rows.exists() or not Event.objects.using(alias).exists()
         except DatabaseError:

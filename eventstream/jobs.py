@@ -21,9 +21,6 @@ from eventstream.words import describe_cause, describe_count
 
 logger = logging.getLogger(__name__)
 
-REPUBLISH = Job.REPUBLISH
-PRUNE = Job.PRUNE
-
 SWEEP_LEASE = 8.0
 """Seconds for which a sweep keeps others away. Less than the ten between two sweeps: one
 that died, or is busy with one partition's backlog, must not hold up the next one, which
@@ -53,7 +50,7 @@ def republish(using: str, *, ends: tuple[type[Exception], ...] = ()) -> str | No
         text = f"{describe_count(events, 'event')}, {behind} behind, {failed} failed"
         return text, len(reports)
 
-    result = _run(using, REPUBLISH, work, lease_seconds=SWEEP_LEASE)
+    result = _run(using, Job.REPUBLISH, work, lease_seconds=SWEEP_LEASE)
     status = None if result is None else record_sample(using)
     if status is not None:  # once a minute
         report_stalls(status)
@@ -94,7 +91,7 @@ def prune(
         prune_samples(using)
         return f"{describe_count(count, 'event')} deleted", count
 
-    return _run(using, PRUNE, work, lease_seconds=lease_seconds)
+    return _run(using, Job.PRUNE, work, lease_seconds=lease_seconds)
 
 
 def count_prunable(using: str) -> int:

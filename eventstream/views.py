@@ -57,7 +57,7 @@ def events(request: HttpRequest, **view_kwargs: Any) -> HttpResponseBase:
         return _finish(request, HttpResponse(status=204))
     if request.method != "GET":
         return _finish(request, HttpResponseNotAllowed(["GET", "OPTIONS"]))
-    return _finish(request, _answer(request, lambda: _open(request, view_kwargs)))
+    return _finish(request, _answer(lambda: _open(request, view_kwargs)))
 
 
 # Signed, and asked by the proxy, which is nobody's session.
@@ -71,7 +71,7 @@ def next_link(request: HttpRequest, token: str, **_: Any) -> HttpResponseBase:
     if not hold.is_proxied(request) or _is_client(request):
         text = sse.encode_error("bad-request", "Next links are for the GRIP proxy")
         return HttpResponse(text, status=400, content_type=hold.CONTENT_TYPE)
-    return _finish(request, _answer(request, lambda: _continue(request, token)))
+    return _finish(request, _answer(lambda: _continue(request, token)))
 
 
 # None of these is in a request that a proxy makes by itself. That alone proves nothing, as a
@@ -130,9 +130,7 @@ def _end_stream() -> HttpResponse:
     return HttpResponse(content_type=hold.CONTENT_TYPE)
 
 
-def _answer(
-    request: HttpRequest, respond: Callable[[], HttpResponseBase]
-) -> HttpResponseBase:
+def _answer(respond: Callable[[], HttpResponseBase]) -> HttpResponseBase:
     """Turn errors into what the client can be told.
 
     A stream-error is sent with status 200: to any other an EventSource gives no reason,

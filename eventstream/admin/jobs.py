@@ -12,11 +12,10 @@ from django.http import HttpRequest, HttpResponse
 
 from eventstream.admin.base import ReadOnlyAdmin, alias
 from eventstream.checks import SWEEP_OVERDUE_SECONDS
-from eventstream.jobs import PRUNE, REPUBLISH
 from eventstream.models import Job
 
 # Pruning runs every ten minutes unless configured otherwise; nothing is lost without it.
-OVERDUE_SECONDS = {REPUBLISH: SWEEP_OVERDUE_SECONDS, PRUNE: 3600}
+OVERDUE_SECONDS = {Job.REPUBLISH: SWEEP_OVERDUE_SECONDS, Job.PRUNE: 3600}
 
 
 @admin.register(Job)

@@ -20,19 +20,11 @@ from eventstream.exceptions import UnknownTargetError
 from eventstream.models import PausedTarget
 from eventstream.relay import pending
 from eventstream.series import Point, read_series
-from eventstream.status import TargetStatus, get_status
+from eventstream.status import Level, TargetStatus, get_status
 from eventstream.transactions import outside_transactions
 from eventstream.words import describe_count
 
 PERMISSIONS = {"publish": "publish_event", "pause": "pause_target", "resume": "pause_target"}  # fmt: skip
-LEVELS = {
-    "failing": "error",
-    "behind": "warning",
-    "paused": "warning",
-    "removed": "warning",
-    "up": "ok",
-    "idle": "ok",
-}
 
 
 @admin.register(PausedTarget)
@@ -118,7 +110,7 @@ class TargetAdmin(ReadOnlyAdmin[PausedTarget]):
                 confirmed += found.confirmed_count
         return {
             "target": target,
-            "level": target.level if target.is_configured else LEVELS[target.state],
+            "level": target.level if target.is_configured else Level.WARNING,
             "url": target_url(request, target.name),
             "buttons": list(target_buttons(request, target)),
             "failed": failed,

@@ -25,6 +25,7 @@ from eventstream.console.crowd import Crowd, Tally
 from eventstream.console.screen import Screen
 from eventstream.exceptions import EventStreamError
 from eventstream.log import database_now
+from eventstream.models import Job
 from eventstream.redisclients import connect
 from eventstream.status import Finding, Level, get_status
 from eventstream.targets import get_targets
@@ -235,7 +236,7 @@ def _check_status(using: str) -> Iterator[Finding]:
         text = f"{wake_ups.broker} answers; {workers} for {wake_ups.queue!r}"
         yield _ok("broker", text)
     for job in status.jobs:
-        name = "sweep" if job.name == "republish" else job.name
+        name = "sweep" if job.name == Job.REPUBLISH else job.name
         if name not in bad and job.age_seconds is not None:
             yield _ok(
                 name, f"ran {describe_seconds(job.age_seconds)} ago: {job.result}"

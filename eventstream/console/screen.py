@@ -27,8 +27,6 @@ class Output(Protocol):
 class Screen:
     """Where a command writes. Plain text, one fact a line, without padding to the right."""
 
-    is_terminal = False
-
     def __init__(self, out: Output) -> None:
         self._out = out
 
@@ -75,8 +73,6 @@ class Screen:
 
 class TerminalScreen(Screen):
     """The same with colours and boxes."""
-
-    is_terminal = True
 
     def __init__(self, out: Output) -> None:
         super().__init__(out)

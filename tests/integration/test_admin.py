@@ -924,7 +924,7 @@ def test_a_job_is_overdue_when_it_has_not_finished_lately(
         return timezone.now() + datetime.timedelta(seconds=number)
 
     Job.objects.create(
-        name=jobs.REPUBLISH,
+        name=Job.REPUBLISH,
         finished_at=seconds(finished and -finished),
         lease_until=seconds(leased),
     )
