@@ -1,6 +1,6 @@
 """Every setting of this app: name, type, default, unit, reason.
 
-`conf.options` is read anew whenever Django's `setting_changed` says so, hence works with
+`get_options` reads them anew after Django's `setting_changed`, hence works with
 `override_settings`. A wrong value is reported by `manage.py check` (see checks.py) and
 raises ImproperlyConfigured at first use.
 """

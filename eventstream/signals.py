@@ -27,6 +27,6 @@ event_dead_lettered = Signal()
 # hundred channels of a target at most; not while the target is paused.
 channel_stalled = Signal()
 
-# Arguments: rows (storage.OutboxRow). Best-effort events, on commit, in the sender's
+# Arguments: rows (rows.OutboxRow). Best-effort events, on commit, in the sender's
 # process only: the hub of the same process shows them where there is no bus.
 events_sent_unstored = Signal()

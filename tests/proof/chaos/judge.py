@@ -60,7 +60,7 @@ class Evidence:
 
 
 def read_records(files: list[Path]) -> list[dict[str, Any]]:
-    """Return what the writers wrote down; a line that was cut off is left out."""
+    """Return what the writers wrote down."""
     records = []
     for path in files:
         for line in path.read_text().splitlines():
