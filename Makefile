@@ -10,7 +10,7 @@ PREPARED := {"server_side_binding": true, "prepare_threshold": 1, "options": "-c
 PREPARING := $(patsubst %,tests/integration/test_%.py,console databases numbering plans reading relay reset_readers sending undelivered)
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 venv: $(STAMP) ## create .venv with the pinned packages
 
@@ -106,6 +106,6 @@ format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff format .
 
 clean: ## remove what these targets made
-	rm -rf js/node_modules js/dist .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf js/node_modules js/dist js/LICENSE .venv .tox var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help venv demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean hosts docs python313 newest-pushpin
+.PHONY: help venv bench demo demo-check system js js-test test chaos backlog mutations package matrix lint types format clean hosts docs python313 newest-pushpin
