@@ -13,7 +13,7 @@ from django.core.cache import cache
 from django.db import connection, connections
 from pytest_django import DjangoDbBlocker
 
-from eventstream import limits, pieces, reading
+from eventstream import api, limits, pieces, reading
 from eventstream.hub import switchboard
 
 pytest_plugins = ["eventstream.pytest_plugin"]
@@ -26,6 +26,7 @@ hypothesis.settings.load_profile("untimed")
 @pytest.fixture(autouse=True)
 def fresh_process_state() -> None:
     """Forget what a process remembers between requests."""
+    api._homes.clear()
     pieces._shared.clear()
     reading._stale_checked.clear()
     switchboard._hubs.clear()

@@ -8,6 +8,7 @@ import jwt
 import pytest
 from pytest_django import Settings
 
+from eventstream.log import database_now
 from tests.support.targets import RecordingTarget
 
 KEY = "k" * 32
@@ -21,6 +22,13 @@ def proxy(settings: Settings) -> dict[str, str]:
     settings.EVENTSTREAM_UNNUMBERED_AFTER = 0
     claims = {"iss": "pushpin", "exp": int(time.time()) + 3600}
     return {"Grip-Sig": jwt.encode(claims, KEY, algorithm="HS256")}
+
+
+@pytest.fixture
+def one_minute(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Series whose minute does not end during the test."""
+    now = database_now("default")
+    monkeypatch.setattr("eventstream.series.database_now", lambda using: now)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ class Stream:
         self._messages: list[Message] = []
         self.sizes: list[int] = []
 
-    async def next(self, seconds: float = 5) -> Message:
+    async def next(self, seconds: float = 30) -> Message:
         async with asyncio.timeout(seconds):
             while not self._messages:
                 chunk = await anext(self._chunks)
@@ -93,20 +93,20 @@ def server() -> Iterator[Valkey]:
 
 
 @pytest.fixture
-async def bus(server: Valkey, settings: Settings) -> AsyncIterator[BusTarget]:
+async def bus(
+    server: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[BusTarget]:
     """The bus; nothing looks at the log by itself, so that only the hub's care shows."""
     settings.EVENTSTREAM_REDIS = server.url
     settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
     settings.EVENTSTREAM_POLL_INTERVAL = 300
     settings.EVENTSTREAM_CHANNELMANAGER_CLASS = "tests.channels.ChannelManager"
     # Nor is the hub of this process told of what is numbered here.
-    original = Hub._on_numbered
-    Hub._on_numbered = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    monkeypatch.setattr(Hub, "_on_numbered", lambda *args, **kwargs: None)
     target = BusTarget({"url": server.url})
     # Before any other stream, as of kicks before its first look a hub does not hear.
     await (await Stream("warm").open()).close()
     yield target
-    Hub._on_numbered = original  # type: ignore[method-assign]
     await get_hub().close()
     target.close()
     await sync_to_async(connections.close_all)()
@@ -295,7 +295,7 @@ async def test_what_fails_in_one_second_is_done_in_the_next(
     stream = await Stream("orders").open()
 
     for _ in range(2):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await anext(stream._chunks) == sse.KEEP_ALIVE.encode()
     assert "What the hub does each second failed" in caplog.messages
     await stream.close()
@@ -993,7 +993,7 @@ async def test_failure_that_nobody_waits_for_any_more_is_not_logged(
     await asyncio.sleep(0.1)
     gc.collect()
 
-    assert not [r for r in caplog.records if r.name == "asyncio"]
+    assert "never retrieved" not in caplog.text
 
 
 async def test_thousand_that_come_back_at_once_share_a_read(

@@ -65,12 +65,12 @@ def test_next_batch_is_numbered_while_one_is_published(
     waited: list[bool] = []
 
     def numbered() -> None:
-        waited.append(is_publishing.wait(5))
+        waited.append(is_publishing.wait(30))
         is_numbered.set()
 
     def publishing() -> None:
         is_publishing.set()
-        waited.append(is_numbered.wait(5))
+        waited.append(is_numbered.wait(30))
 
     after_numbering(monkeypatch, 2, numbered)
     targets["a"].before = publishing
@@ -164,7 +164,7 @@ def test_lease_is_held_until_the_call_under_way_is_over(
         raise error
 
     def linger() -> None:
-        assert is_raised.wait(5)
+        assert is_raised.wait(30)
         stopped.wait(0.3)
         tokens.append(Cursor.objects.get(target="a").lease_token)
         connections.close_all()

@@ -159,7 +159,7 @@ def test_delivery_is_measured_by_the_clock(targets: Targets) -> None:
     assert 4.5 < seconds < 30
 
 
-@pytest.mark.usefixtures("zone")
+@pytest.mark.usefixtures("zone", "one_minute")
 def test_series_begins_an_hour_ago(targets: Targets) -> None:
     for _ in range(3):
         record_sample("default")

@@ -159,6 +159,7 @@ def test_address_that_opens_too_often_is_told_when_to_come_back(
     assert get(headers).status_code == 200
 
 
+@pytest.mark.usefixtures("clock")
 def test_forwarded_address_counts_only_if_a_proxy_is_trusted(
     proxy: dict[str, str], settings: Settings
 ) -> None:
@@ -175,6 +176,7 @@ def test_forwarded_address_counts_only_if_a_proxy_is_trusted(
     assert statuses(10) == [200, 200]
 
 
+@pytest.mark.usefixtures("clock")
 def test_user_that_opens_too_often_is_refused_and_no_other(
     proxy: dict[str, str], settings: Settings
 ) -> None:

@@ -55,6 +55,9 @@ class Reads:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     monkeypatch.setattr(pieces, "_shared", {})
+    # However busy the machine.
+    monkeypatch.setattr(pieces, "_LIFETIME", 60.0)
+    monkeypatch.setattr(pieces, "_PATIENCE", 60.0)
     return Reads(monkeypatch)
 
 
