@@ -76,7 +76,7 @@ POINTS = {
         "relay", _CURSORS, "Lease.release", True
     ),
     "prune, first batch deleted": Point(
-        "prune", _STORAGE, "DjangoModelStorage.prune", True
+        "prune", "eventstream.pruning", "Pruning._delete", True
     ),
     "dispatcher, flag set, nothing enqueued": Point("wake", _DISPATCH, "_send", False),
     "dispatcher, enqueued": Point("wake", _DISPATCH, "_send", True),
@@ -150,7 +150,7 @@ def main() -> None:
     settings.EVENTSTREAM_LEASE_SECONDS = 1.0
     from django.db import transaction
 
-    from eventstream import EventSpec, jobs, send_events
+    from eventstream import EventSpec, jobs, pruning, send_events
     from eventstream.relay import relay_all
 
     if name:
@@ -168,6 +168,7 @@ def main() -> None:
     elif work == "relay":
         relay_all("default")
     elif work == "prune":
+        pruning.FIRST_BATCH = 1
         jobs.prune("default", lease_seconds=1)
     elif work == "sweep":
         jobs.SWEEP_LEASE = 1.0
