@@ -19,6 +19,7 @@ from django.db import OperationalError, connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import F
 from pytest_django import Settings
+from redis.asyncio.client import PubSub
 
 from eventstream import EventSpec, send_event, send_events, sse
 from eventstream.hub import Hub, get_hub, permissions
@@ -877,6 +878,69 @@ async def test_event_that_comes_while_a_channel_is_joined_begins_no_tail(
     await other.close()
 
 
+async def test_event_that_comes_while_a_channel_is_joined_is_not_between_head_and_bus(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever begins at the head that was read has it from nowhere else."""
+    await send(3)
+    other = await Stream("other").open()
+    stream = Stream("orders")
+
+    async with joining(monkeypatch, stream):
+        await send(1)
+        await publish(bus, 4)
+        await publish(bus, 1, channel="other")
+        assert await other.ids(1) == [1]  # so the former has come as well
+
+    assert await stream.ids(1) == [4]
+    await stream.close()
+    await other.close()
+
+
+async def test_channel_that_is_asked_for_while_the_bus_connects_is_heard_of(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await get_hub().close()
+    subscribe, is_connecting, may_go_on = (
+        PubSub.subscribe, asyncio.Event(), asyncio.Event(),
+    )  # fmt: skip
+
+    async def wait(pubsub: PubSub, *topics: str) -> None:
+        is_connecting.set()
+        await may_go_on.wait()
+        await subscribe(pubsub, *topics)
+
+    monkeypatch.setattr(PubSub, "subscribe", wait)
+    monkeypatch.setattr("eventstream.hub.buslink._CONFIRM", 0.1)
+    first = asyncio.create_task(Stream("first").open())
+    await is_connecting.wait()
+    stream = await Stream("orders").open()  # the bus may be down for good
+    await send(1)  # published to nobody
+    may_go_on.set()
+
+    assert await stream.ids(1) == [1]
+    await publish(bus, 2)
+    assert await stream.ids(1) == [2]
+    for each in (await first, stream):
+        await each.close()
+
+
+async def test_call_whose_connection_was_cut_is_made_once_more() -> None:
+    pool, calls = ReaderPool(1), 0
+
+    def ask() -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OperationalError("server closed the connection unexpectedly")
+        return "answer"
+
+    answer = await pool.run(ask, "default")
+    await pool.close()
+
+    assert (answer, calls) == ("answer", 2)
+
+
 async def lose(last_eid: int, channel: str = "orders") -> None:
     """Have a replica promoted that lacks the last commits."""
 
@@ -996,6 +1060,80 @@ async def test_failure_that_nobody_waits_for_any_more_is_not_logged(
     assert "never retrieved" not in caplog.text
 
 
+async def test_reader_of_a_channel_that_was_pruned_past_the_hub_is_reset(
+    bus: BusTarget,
+) -> None:
+    await send(3)
+    stream = await Stream("orders", orders=3).open()
+    await send(7)  # published to nobody
+    await sync_to_async(Event.objects.filter(eid__lte=8).delete)()
+
+    await get_hub().look()
+
+    message = await stream.next()
+    assert (message.type, message.id) == ("stream-reset", "orders:10")
+    await send(1)
+    await publish(bus, 11)
+    assert await stream.ids(1) == [11]
+    await stream.close()
+
+
+async def test_hub_goes_on_from_where_a_reader_is_that_is_ahead_of_it(
+    bus: BusTarget,
+) -> None:
+    """It would ask the log again and again for what follows its position."""
+    await send(3)
+    behind = await Stream("orders", orders=3).open()
+    await send(2)  # published to nobody
+    ahead = await Stream("orders", orders=5).open()
+    following = asyncio.create_task(ahead.next())
+
+    assert await behind.ids(2) == [4, 5]
+    await publish(bus, 6)
+    assert (await following).id == "orders:6"
+    for stream in (behind, ahead):
+        await stream.close()
+
+
+async def test_kick_of_whom_nobody_holds_a_stream_keeps_no_other_unheard(
+    bus: BusTarget,
+) -> None:
+    stream = await Stream("members", user_id="7").open()  # there is no such user
+
+    def work() -> None:
+        partition = partition_of("members")
+        for channel in ("nobody-s", "members"):
+            kick = Event(kind=EventKind.KICK, partition=partition, channel=channel, type="kick", data="7")  # fmt: skip
+            get_storage().append("default", [kick])
+        get_storage().number_all("default", partition)
+
+    await sync_to_async(work)()
+    await get_hub().look()
+
+    assert (await stream.next()).type == "stream-error"
+    await stream.close()
+
+
+async def test_keep_alive_is_one_and_for_who_has_been_sent_nothing(
+    bus: BusTarget, settings: Settings
+) -> None:
+    settings.EVENTSTREAM_KEEP_ALIVE = 60
+    hub, stream = get_hub(), await Stream("orders").open()
+    [subscriber] = hub.channels["orders"].subscribers
+    subscriber.written_at -= 61
+    await publish(bus, 1)
+    assert await stream.ids(1) == [1]
+    following = asyncio.ensure_future(anext(stream._chunks))
+    await asyncio.sleep(0)  # it waits for more
+
+    await hub._tick(time.monotonic())
+    assert not subscriber.is_due
+    await hub._tick(time.monotonic() + 61)
+
+    assert await following == sse.KEEP_ALIVE.encode()
+    assert await stream.is_silent(0.3)
+
+
 async def test_thousand_that_come_back_at_once_share_a_read(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1018,6 +1156,21 @@ async def test_thousand_that_come_back_at_once_share_a_read(
     assert reads <= 20  # looks at heads included
     for stream in streams:
         await stream.close()
+
+
+def test_tail_that_begins_anew_has_nothing_from_before() -> None:
+    """Not even what was encoded: the same ids may be those of other events by now."""
+    state = ChannelState("orders", is_reliable=True)
+    state.extend([LogEvent(eid, "message", "old", "") for eid in (1, 2, 3)])
+    assert state.chunk_after(2) == (3, b"id: orders:3\nevent: message\ndata: old\n\n")
+
+    state.go_back(2)
+    assert (state.head, state.start, list(state.tail)) == (2, 2, [])
+    state.extend([LogEvent(3, "message", "new", "")])
+    assert state.chunk_after(2) == (3, b"id: orders:3\nevent: message\ndata: new\n\n")
+
+    state.start_from(10)
+    assert (state.head, state.start, state.tail_bytes) == (10, 10, 0)
 
 
 def test_events_that_do_not_follow_are_not_taken() -> None:

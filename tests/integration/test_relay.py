@@ -200,6 +200,30 @@ def test_relay_that_lost_its_lease_confirms_nothing(targets: Targets) -> None:
     assert (cursor("a").watermark, cursor("a").lease_token) == (0, "other")
 
 
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_relay_that_lost_its_lease_records_no_failure(
+    targets: Targets, attempts: int
+) -> None:
+    """The target may take what the other relay publishes by now."""
+    relay_partition("default", PARTITION, "a")  # makes the cursor
+    Cursor.objects.update(attempts=attempts)
+    send()
+
+    def take_over() -> None:
+        Cursor.objects.filter(target="a").update(lease_token="other")
+
+    targets["a"].before = take_over
+    targets["a"].is_down = True
+
+    report = relay_partition("default", PARTITION, "a", force=True)
+
+    assert report.outcome is Outcome.FAILED
+    row = cursor("a")
+    assert (row.attempts, row.failure_count) == (attempts, 0)
+    assert (row.failing_since, row.next_attempt) == (None, None)
+    assert row.lease_token == "other"
+
+
 def test_watermark_never_goes_back(targets: Targets) -> None:
     send()
 
@@ -855,6 +879,22 @@ def test_relay_that_waits_goes_on_behind_what_was_pruned(
     assert targets["a"].ids("orders") == [1, 2, 3, 4, 5]
     assert read_after == [1, 3, 4]
     assert cursor("a").watermark == 5
+
+
+def test_relay_passes_over_what_is_gone_though_nothing_follows(
+    targets: Targets,
+) -> None:
+    send(3)
+    relay_all("default")
+    Event.objects.all().delete()
+    Cursor.objects.filter(target="a").update(watermark=1)
+    assert pending("default") == [(PARTITION, "a")]
+
+    report = relay_partition("default", PARTITION, "a")
+
+    assert (report.outcome, report.event_count) == (Outcome.DONE, 0)
+    assert cursor("a").watermark == 3
+    assert pending("default") == []
 
 
 def test_prune_leaves_what_a_target_has_not_got(targets: Targets) -> None:
