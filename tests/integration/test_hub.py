@@ -941,6 +941,32 @@ async def test_call_whose_connection_was_cut_is_made_once_more() -> None:
     assert (answer, calls) == ("answer", 2)
 
 
+async def test_channel_that_is_read_again_while_another_is_left_is_kept(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("orders", "other"):
+        await (await Stream(name).open()).close()
+    streams: dict[str, Stream] = {}
+    unsubscribe = BusLink.unsubscribe
+
+    async def open_meanwhile(link: BusLink, topic: str) -> None:
+        if not streams:
+            name = "other" if topic == event_topic("orders") else "orders"
+            streams[name] = await Stream(name).open()
+        await unsubscribe(link, topic)
+
+    monkeypatch.setattr(BusLink, "unsubscribe", open_meanwhile)
+    channels = get_hub().channels
+
+    await channels.leave_idle(math.inf)
+
+    assert [state.name for state in channels] == list(streams)
+    for name, stream in streams.items():
+        await publish(bus, 1, channel=name)
+        assert await stream.ids(1) == [1]
+        await stream.close()
+
+
 async def lose(last_eid: int, channel: str = "orders") -> None:
     """Have a replica promoted that lacks the last commits."""
 
