@@ -1,7 +1,8 @@
 """`make mutations`: break the code in each way that is known to lose events, and see red.
 
 Works on a copy. Each mutation names the test that must fail; one that passes all the same
-is reported, and the exit code says so.
+is reported, and the exit code says so. So it is if one fails on a copy of the code as it
+is, or for want of whatever it needs: its failure would prove nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ COPIED = ["eventstream", "eventstream_tasks", "deploy", "tests", "manage.py", "p
 
 RELAY = "tests/integration/test_relay.py"
 IN_FLIGHT = "tests/integration/test_in_flight.py"
+HUB = "tests/integration/test_hub.py"
 SENDING = "tests/integration/test_sending.py"
 NUMBERING = "tests/integration/test_numbering.py"
 STATES = "tests/integration/test_initial_state.py"
@@ -553,6 +555,57 @@ MUTATIONS = [
         "tests/unit/test_subscribers.py::test_stream_goes_on_after_a_chunk_that_has_nothing_for_it",
     ),
     Mutation(
+        "a channel is subscribed to once its head was read", "eventstream/hub/channels.py",
+        "        if self._bus is not None:\n            await self._bus.subscribe(event_topic(state.name))\n        if not state.is_reliable:\n            for using in conf.get_options().databases:\n                await self._log.begin(using)  # whichever has its kicks\n            state.is_live = True\n            return\n        await self._log.find_alias(state)\n        await self._log.begin(state.alias)\n        heads = await self._log.current_ids(state.alias, [state.name])\n",
+        "        await self._log.find_alias(state)\n        await self._log.begin(state.alias)\n        heads = await self._log.current_ids(state.alias, [state.name])\n        if self._bus is not None:\n            await self._bus.subscribe(event_topic(state.name))\n",
+        f"{HUB}::test_event_that_comes_while_a_channel_is_joined_is_not_between_head_and_bus",
+    ),
+    Mutation(
+        "what comes while a channel is joined is forgotten", "eventstream/hub/channels.py",
+        "        if state.wanted > state.head:\n            self.fill(state, state.wanted)\n", "",
+        f"{HUB}::test_event_that_comes_while_a_channel_is_joined_is_not_between_head_and_bus",
+    ),
+    Mutation(
+        "what is asked for while the bus connects is not subscribed to", "eventstream/hub/buslink.py",
+        '                    await self._send("subscribe", *late)\n', "                    pass\n",
+        f"{HUB}::test_channel_that_is_asked_for_while_the_bus_connects_is_heard_of",
+    ),
+    Mutation(
+        "a channel that was pruned past the hub stands still", "eventstream/hub/channels.py",
+        "                if log.is_reset:", "                if False:",
+        f"{HUB}::test_reader_of_a_channel_that_was_pruned_past_the_hub_is_reset",
+    ),
+    Mutation(
+        "a tail that begins anew keeps what was in it", "eventstream/hub/tails.py",
+        "        self.tail.clear()\n", "",
+        f"{HUB}::test_tail_that_begins_anew_has_nothing_from_before",
+    ),
+    Mutation(
+        "a channel is forgotten though somebody has come", "eventstream/hub/channels.py",
+        "            if state.subscribers:\n                continue  # somebody came while another was being unsubscribed\n", "",
+        f"{HUB}::test_channel_that_is_read_again_while_another_is_left_is_kept",
+    ),
+    Mutation(
+        "what was encoded outlives the log that it was of", "eventstream/hub/tails.py",
+        "        self._chunk = None\n        self.head = eid\n", "        self.head = eid\n",
+        f"{HUB}::test_tail_that_begins_anew_has_nothing_from_before",
+    ),
+    Mutation(
+        "the hub stays behind a reader that is ahead of it", "eventstream/hub/streams.py",
+        "            self._channels.fill(state, place)\n", "            pass\n",
+        f"{HUB}::test_hub_goes_on_from_where_a_reader_is_that_is_ahead_of_it",
+    ),
+    Mutation(
+        "a kick that is for nobody ends the look", "eventstream/hub/permissions.py",
+        "        if state is None:\n            return\n", "",
+        f"{HUB}::test_kick_of_whom_nobody_holds_a_stream_keeps_no_other_unheard",
+    ),
+    Mutation(
+        "positions whose rows are gone are passed over by word only", "eventstream/relay.py",
+        "            self._confirm(head)\n            return head\n", "            return watermark\n",
+        f"{RELAY}::test_relay_passes_over_what_is_gone_though_nothing_follows",
+    ),
+    Mutation(
         "the hub takes what does not follow", "eventstream/hub/tails.py",
         "if event.eid == self.head + 1:", "if event.eid > self.head:",
         "tests/integration/test_hub.py",
@@ -718,12 +771,8 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def is_noticed(mutation: Mutation, directory: Path) -> bool:
-    """Say whether the named test fails on a copy with this change.
-
-    Raises:
-        LookupError: The text to change is not there: the list is out of date.
-    """
+def copy(directory: Path) -> None:
+    """Copy the code, and what tests it."""
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
@@ -731,19 +780,38 @@ def is_noticed(mutation: Mutation, directory: Path) -> bool:
             shutil.copytree(source, directory / name, ignore=ignore)
         else:
             shutil.copy(source, directory / name)
+
+
+def run(
+    directory: Path, *arguments: str, on_postgresql: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run tests of a copy."""
+    server = ["-m", "tests.support.postgres", "--", sys.executable]
+    return subprocess.run(
+        [sys.executable, *(server if on_postgresql else []), "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=directory, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def is_noticed(mutation: Mutation, directory: Path) -> bool:
+    """Say whether the named test fails on a copy with this change.
+
+    Raises:
+        LookupError: The text to change is not there: the list is out of date. Or the test
+            came to nothing.
+    """
+    copy(directory)
     path = directory / mutation.file
     text = path.read_text()
     if text.count(mutation.old) != 1:
         raise LookupError(f"{mutation.name}: not once in {mutation.file}")
     path.write_text(text.replace(mutation.old, mutation.new))
-    server = ["-m", "tests.support.postgres", "--", sys.executable]
-    done = subprocess.run(
-        [sys.executable, *(server if mutation.on_postgresql else []), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
-        cwd=directory, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode not in (0, 1):
+    done = run(directory, "-x", mutation.test, on_postgresql=mutation.on_postgresql)
+    # An error of a fixture, of an import, or of what starts the tests, is none of a test.
+    has_failed = done.returncode == 1 and "\nFAILED " in done.stdout
+    if done.returncode != 0 and not has_failed:
         raise LookupError(f"{mutation.name}: {done.stdout[-2000:]}{done.stderr[-500:]}")
-    return done.returncode == 1
+    return has_failed
 
 
 def try_out(mutation: Mutation) -> bool:
@@ -758,12 +826,32 @@ def try_out(mutation: Mutation) -> bool:
     return noticed
 
 
+def pass_unchanged(mutations: list[Mutation]) -> bool:
+    """Say whether the named tests pass on a copy of the code as it is."""
+    for on_postgresql in (False, True):
+        tests = {m.test for m in mutations if m.on_postgresql is on_postgresql}
+        if not tests:
+            continue
+        with tempfile.TemporaryDirectory(prefix="es-mutant-") as directory:
+            copy(Path(directory))
+            spread = ("-n", str(os.cpu_count()), "--dist", "loadfile")
+            done = run(
+                Path(directory), *spread, *sorted(tests), on_postgresql=on_postgresql
+            )
+        if done.returncode != 0:
+            print(done.stdout[-5000:], done.stderr[-500:])
+            return False
+    return True
+
+
 def main() -> int:
     """Try them all, as many at a time as there are processors; return how many were missed."""
     words = sys.argv[1:]
     wanted = [
         each for each in MUTATIONS if not words or any(w in each.name for w in words)
     ]
+    if not pass_unchanged(wanted):
+        return len(wanted)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return sum(not noticed for noticed in threads.map(try_out, wanted))
 
