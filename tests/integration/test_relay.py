@@ -200,6 +200,28 @@ def test_relay_that_lost_its_lease_confirms_nothing(targets: Targets) -> None:
     assert (cursor("a").watermark, cursor("a").lease_token) == (0, "other")
 
 
+def test_each_confirmation_renews_the_lease(
+    targets: Targets, settings: Settings
+) -> None:
+    """Else a long series of batches would outlive it, and another do the same work."""
+    settings.EVENTSTREAM_BATCH_BYTES = 10_000
+    relay_partition("default", PARTITION, "a")  # makes the cursor
+    send_events([EventSpec("orders", "message", "x" * 6000) for _ in range(3)])
+    almost_over: list[bool] = []
+
+    def look() -> None:
+        mine = Cursor.objects.filter(target="a")
+        almost_over.append(mine.filter(lease_until__lt=Now() + ago(5)).exists())
+        mine.update(lease_until=Now() + ago(1))
+
+    targets["a"].before = look
+
+    relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].batches == [1, 1, 1]
+    assert almost_over == [False, False, False]
+
+
 @pytest.mark.parametrize("attempts", [0, 1])
 def test_relay_that_lost_its_lease_records_no_failure(
     targets: Targets, attempts: int

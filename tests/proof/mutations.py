@@ -504,6 +504,16 @@ MUTATIONS = [
         f"{RELAY}::test_partitions_wait_for_one_that_fails_again",
     ),
     Mutation(
+        "a series of batches outlives its lease", "eventstream/cursors.py",
+        "            watermark=position,\n            lease_until=self._end(),\n", "            watermark=position,\n",
+        f"{RELAY}::test_each_confirmation_renews_the_lease",
+    ),
+    Mutation(
+        "a series of batches outlives its lease, on PostgreSQL", "eventstream/statements.py",
+        "c SET watermark = %(position)s,\n  lease_until = statement_timestamp() + %(lease)s * interval '1 second',\n", "c SET watermark = %(position)s,\n",
+        f"{RELAY}::test_each_confirmation_renews_the_lease", on_postgresql=True,
+    ),
+    Mutation(
         "a long backlog outlives its lease", "eventstream/relay.py",
         "                self._lease.renew()\n                self._publish(batch, items)\n", "                self._publish(batch, items)\n",
         f"{RELAY}::test_long_backlog_is_read_in_parts_and_its_lease_renewed",
