@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import random
 import secrets
+import time
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -157,6 +158,7 @@ class Lease:
         self._partition = partition
         self._target = target
         self._token = secrets.token_hex(16)
+        self._renewed_at = 0.0
         self._was_failing = False
         self.has_recovered = False
 
@@ -180,9 +182,11 @@ class Lease:
             force: Even if the last failure asked to wait.
             few: Of more events than so many it says `is_behind`.
         """
+        began = time.monotonic()
         taken = self._take(force=force, few=few)
         if taken is None:
             return None
+        self._renewed_at = began
         known, watermark, self._was_failing, *facts = taken
         missing = set(get_targets()) - set(known)
         _create(self._storage, self._using, self._partition, missing)
@@ -234,8 +238,19 @@ class Lease:
         Raises:
             LeaseLostError: It is another's.
         """
+        self._renewed_at = time.monotonic()
         if not self._mine().update(lease_until=self._end()):
             raise LeaseLostError
+
+    def keep(self) -> None:
+        """Renew it if a third of its time is over: between steps that may take long.
+
+        Raises:
+            LeaseLostError: It is another's.
+        """
+        passed = time.monotonic() - self._renewed_at
+        if passed > conf.get_options().lease_seconds / 3:
+            self.renew()
 
     def confirm(
         self, position: int, event_count: int, latency: float | None = None

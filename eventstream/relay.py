@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -380,7 +380,7 @@ class _Relay:
         """Return what was read as what is to be published."""
         rows = found.rows
         if found.has_kicks:
-            rows = [ask_again(row) for row in rows]
+            rows = [ask_again(row, self._lease.keep) for row in rows]
         if found.has_letters:
             rows = self._without_given_up(rows)
         return InFlight(
@@ -447,7 +447,7 @@ class _Relay:
             if published and self._lease.pause():
                 return watermark  # nothing is confirmed: all of it is due again
             rows = self._without_given_up(newest)
-            rows = [ask_again(row) for row in rows]
+            rows = [ask_again(row, self._lease.keep) for row in rows]
             for batch, items in _calls(self._target, rows):
                 self._lease.renew()
                 self._publish(batch, items)
@@ -616,13 +616,20 @@ def _calls(target: Target, rows: Sequence[OutboxRow]) -> Iterator[Call]:
         yield batch, items
 
 
-def ask_again(row: OutboxRow) -> OutboxRow:
-    """Leave of the kicked users those who may still not read the channel."""
+def ask_again(row: OutboxRow, keep: Callable[[], object]) -> OutboxRow:
+    """Leave of the kicked users those who may still not read the channel.
+
+    Args:
+        row: With those who were kicked before it.
+        keep: Called after each that the application was asked about, as that may take long.
+    """
     if not row.kicked:
         return row
-    users = [
-        user for user in split_users(row.kicked) if not may_read(user, row.channel)
-    ]
+    users = []
+    for user in split_users(row.kicked):
+        if not may_read(user, row.channel):
+            users.append(user)
+        keep()
     return row._replace(kicked=join_users(users))
 
 

@@ -117,9 +117,10 @@ class _Retry:
                 row = self._storage.read_row(self._using, letter.event_id)
                 if row is None:  # pruned meanwhile
                     continue
+                row = ask_again(row, self._lease.keep)
                 self._lease.renew()
                 try:
-                    self._target.publish(self._target.encode(ask_again(row)))
+                    self._target.publish(self._target.encode(row))
                 except PublishRejectedError as error:
                     self._letters().filter(pk=letter.pk).update(error=str(error))
                     report.refused += 1

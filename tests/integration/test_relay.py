@@ -1015,6 +1015,40 @@ def test_undelivered_are_counted_over_very_many_partitions(targets: Targets) -> 
     assert get_storage().count_undelivered("default", ["a"]) == 3
 
 
+def test_lease_is_kept_while_the_application_is_asked_about_the_kicked(
+    targets: Targets, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next relay asks again for as long, and loses it as well: for ever."""
+    settings.EVENTSTREAM_LEASE_SECONDS = 1
+    asked, others = [], []
+
+    def may_read(user: str, channel: str) -> bool:
+        time.sleep(0.4)
+        asked.append(user)
+        if len(asked) == 4:
+            others.append(
+                Lease(get_storage(), "default", PARTITION, "a").take(force=True)
+            )
+        return False
+
+    monkeypatch.setattr("eventstream.relay.may_read", may_read)
+    for user in "1234":
+        Event.objects.create(
+            kind=EventKind.KICK,
+            channel="orders",
+            partition=PARTITION,
+            type="k",
+            data=user,
+        )
+    send()
+
+    report = relay_partition("default", PARTITION, "a")
+
+    assert others == [None]
+    assert report.outcome is Outcome.DONE
+    assert targets["a"].ids("orders") == ["kick"] * 4 + [1]
+
+
 # --- dead letters
 
 
