@@ -43,6 +43,7 @@ from eventstream.signals import events_confirmed
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets import get_targets
 from eventstream.targets.base import CallSize, Item, Target
+from eventstream.targets.grip import MAX_KICKED
 from eventstream.words import describe_count
 
 logger = logging.getLogger(__name__)
@@ -625,12 +626,17 @@ def ask_again(row: OutboxRow, keep: Callable[[], object]) -> OutboxRow:
     """
     if not row.kicked:
         return row
-    users = []
-    for user in split_users(row.kicked):
+    users = split_users(row.kicked)
+    kicked: list[str] = []
+    for place, user in enumerate(users):
+        if len(kicked) > MAX_KICKED:
+            # All streams of the channel are asked for, whoever else is among these.
+            kicked += users[place:]
+            break
         if not may_read(user, row.channel):
-            users.append(user)
+            kicked.append(user)
         keep()
-    return row._replace(kicked=join_users(users))
+    return row._replace(kicked=join_users(kicked))
 
 
 def publish_unstored(target_name: str, rows: list[OutboxRow]) -> None:

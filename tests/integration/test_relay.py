@@ -29,17 +29,19 @@ from eventstream.relay import (
     MAX_REST,
     Outcome,
     WakeFlag,
+    ask_again,
     pending,
     publish_unstored,
     relay_all,
     relay_partition,
 )
 from eventstream.retrying import RetryReport, retry_dead_letters
-from eventstream.rows import Batch, OutboxRow, partition_of
+from eventstream.rows import Batch, OutboxRow, join_users, partition_of, split_users
 from eventstream.signals import event_dead_lettered
 from eventstream.storage import DjangoModelStorage, get_storage
 from eventstream.targets.base import Item
 from eventstream.targets.bus import BusTarget
+from eventstream.targets.grip import MAX_KICKED
 from eventstream_tasks.tasks import republish
 from tests.support.targets import RecordingTarget, relay_now
 
@@ -1047,6 +1049,26 @@ def test_lease_is_kept_while_the_application_is_asked_about_the_kicked(
     assert others == [None]
     assert report.outcome is Outcome.DONE
     assert targets["a"].ids("orders") == ["kick"] * 4 + [1]
+
+
+def test_kicked_crowd_is_asked_about_no_further_than_it_matters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy asks for each of its streams then, and a web process does so anyway."""
+    asked = []
+
+    def may_read(user: str, channel: str) -> bool:
+        asked.append(user)
+        return user.endswith("7")
+
+    monkeypatch.setattr("eventstream.relay.may_read", may_read)
+    crowd = join_users(range(10_000))
+    row = OutboxRow(1, 1, EventKind.EVENT, "orders", 1, "m", "1", "", crowd)
+
+    left = split_users(ask_again(row, lambda: None).kicked)
+
+    assert len(asked) < 2 * MAX_KICKED
+    assert len(left) == 10_000 - sum(user.endswith("7") for user in asked)
 
 
 # --- dead letters
