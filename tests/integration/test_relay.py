@@ -202,26 +202,54 @@ def test_relay_that_lost_its_lease_confirms_nothing(targets: Targets) -> None:
     assert (cursor("a").watermark, cursor("a").lease_token) == (0, "other")
 
 
+def test_only_the_holder_of_a_lease_gives_it_back(targets: Targets) -> None:
+    relay_partition("default", PARTITION, "a")  # makes the cursor
+    lease = Lease(get_storage(), "default", PARTITION, "a")
+    assert lease.take(force=False)
+    Cursor.objects.filter(target="a").update(lease_token="other")
+
+    lease.release()
+
+    assert cursor("a").lease_token == "other"
+    assert cursor("a").lease_until is not None
+
+
+def note_leases(name: str, targets: Targets) -> list[bool]:
+    """Note at each call whether the lease is almost over, which it is then made."""
+    noted: list[bool] = []
+
+    def look() -> None:
+        mine = Cursor.objects.filter(target=name)
+        noted.append(mine.filter(lease_until__lt=Now() + ago(5)).exists())
+        mine.update(lease_until=Now() + ago(1))
+
+    targets[name].before = look
+    return noted
+
+
 def test_each_confirmation_renews_the_lease(
     targets: Targets, settings: Settings
 ) -> None:
     """Else a long series of batches would outlive it, and another do the same work."""
     settings.EVENTSTREAM_BATCH_BYTES = 10_000
-    relay_partition("default", PARTITION, "a")  # makes the cursor
     send_events([EventSpec("orders", "message", "x" * 6000) for _ in range(3)])
-    almost_over: list[bool] = []
-
-    def look() -> None:
-        mine = Cursor.objects.filter(target="a")
-        almost_over.append(mine.filter(lease_until__lt=Now() + ago(5)).exists())
-        mine.update(lease_until=Now() + ago(1))
-
-    targets["a"].before = look
+    almost_over = note_leases("a", targets)
 
     relay_partition("default", PARTITION, "a")
 
     assert targets["a"].batches == [1, 1, 1]
-    assert almost_over == [False, False, False]
+    assert almost_over == [False] * 3
+
+
+def test_search_for_what_is_refused_renews_the_lease(targets: Targets) -> None:
+    targets["a"].poison = {"2"}
+    send(4)
+    almost_over = note_leases("a", targets)
+
+    relay_partition("default", PARTITION, "a")
+
+    assert targets["a"].ids("orders") == [1, 2, 4]
+    assert almost_over == [False] * 5  # all, two halves, two of one
 
 
 @pytest.mark.parametrize("attempts", [0, 1])

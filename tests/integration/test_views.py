@@ -172,6 +172,25 @@ def test_stream_is_held_as_it_is_while_the_database_is_away(
     assert "rel=next; timeout=10" in response["Grip-Link"]
 
 
+def test_hold_leaves_out_whom_an_event_is_not_for_and_ends_for_its_channels_alone(
+    proxy: dict[str, str],
+) -> None:
+    """A withdrawn permission is told to all of a user's streams; see targets.grip."""
+    user = User.objects.create(username="u")
+    client = Client()
+    client.force_login(user)
+
+    response = client.get("/events/?channel=a&channel=live-b", headers=proxy)
+
+    assert response["Grip-Channel"].split(", ") == [
+        "events-a; prev-id=0; filter=build-id; filter=skip-users",
+        "events-live-b; filter=skip-users",
+        f"user-{user.pk}; filter=require-sub",
+    ]
+    meta = dict(part.split("=", 1) for part in response["Grip-Set-Meta"].split(", "))
+    assert meta["user"] == f'"{user.pk}"'
+
+
 def test_equal_readers_have_equal_links(
     proxy: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

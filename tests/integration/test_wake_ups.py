@@ -291,6 +291,34 @@ def test_task_that_finds_the_lease_taken_leaves_the_relay_s_flag(
     assert not valkey.client.exists(flag)
 
 
+def test_event_after_the_last_try_for_a_taken_lease_wakes_somebody(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had the lease may have looked for the last time before it."""
+    relay_partition("default", PARTITION, "bus")  # makes the cursor
+    send("orders", "message", 1)
+    before = waiting(valkey)
+    Cursor.objects.update(lease_token="other", lease_until=Now() + timedelta(minutes=1))
+    take = Lease.take
+    tries: list[bool] = []
+
+    def try_and_let_the_other_end(lease: Lease, **options: Any) -> object:
+        taken = take(lease, **options)
+        tries.append(taken is not None)
+        if len(tries) == 2:
+            Cursor.objects.update(lease_token="", lease_until=None)
+            send("orders", "message", "late")
+        return taken
+
+    monkeypatch.setattr(Lease, "take", try_and_let_the_other_end)
+
+    tasks.publish.apply(args=("default", PARTITION, "bus"))
+
+    assert tries == [False, False]
+    assert waiting(valkey) == before + 1
+    assert valkey.client.exists(wake_flag("default", PARTITION, "bus"))
+
+
 class Watching:
     """A relay in a thread of its own, whose target got something a moment ago."""
 

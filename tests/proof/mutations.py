@@ -273,6 +273,16 @@ MUTATIONS = [
         f"{RELAY}::test_prune_in_several_transactions_leaves_nothing_between",
     ),
     Mutation(
+        "a kick ends all streams of a user behind a proxy", "eventstream/hold.py",
+        "        channel.filters.append(FILTER_REQUIRE_SUB)\n", "",
+        "tests/integration/test_views.py::test_hold_leaves_out_whom_an_event_is_not_for_and_ends_for_its_channels_alone",
+    ),
+    Mutation(
+        "a proxy passes on what is not for the user", "eventstream/hold.py",
+        "        channel.filters.append(FILTER_SKIP_USERS)\n", "",
+        "tests/integration/test_views.py::test_hold_leaves_out_whom_an_event_is_not_for_and_ends_for_its_channels_alone",
+    ),
+    Mutation(
         "a stream that opens behind a proxy is asked for late", "eventstream/hold.py",
         "min(ASK_SOON, silence) if is_asked_soon else silence", "silence",
         "tests/integration/test_views.py::test_opened_stream_is_asked_for_soon",
@@ -369,6 +379,11 @@ MUTATIONS = [
         "a relay waits though other tasks do", "eventstream_tasks/dispatch.py",
         "if _is_any_queued() or broker.tasks_wait():", "if _is_any_queued():",
         f"{WAKING}::test_relay_waits_for_nothing_while_any_task_waits_for_the_worker",
+    ),
+    Mutation(
+        "the wake-up flag is lowered after the last try for the lease", "eventstream/relay.py",
+        "        if taken is None:\n            self._flag.lower()\n", "        if taken is None:\n",
+        f"{WAKING}::test_event_after_the_last_try_for_a_taken_lease_wakes_somebody",
     ),
     Mutation(
         "the wake-up flag is lowered after the last look", "eventstream/relay.py",
@@ -504,6 +519,11 @@ MUTATIONS = [
         f"{RELAY}::test_partitions_wait_for_one_that_fails_again",
     ),
     Mutation(
+        "a relay gives back another's lease, on PostgreSQL", "eventstream/statements.py",
+        "  AND c.lease_token = %(token)s\n  AND set_config", "  AND set_config",
+        f"{RELAY}::test_only_the_holder_of_a_lease_gives_it_back", on_postgresql=True,
+    ),
+    Mutation(
         "a series of batches outlives its lease", "eventstream/cursors.py",
         "            watermark=position,\n            lease_until=self._end(),\n", "            watermark=position,\n",
         f"{RELAY}::test_each_confirmation_renews_the_lease",
@@ -512,6 +532,11 @@ MUTATIONS = [
         "a series of batches outlives its lease, on PostgreSQL", "eventstream/statements.py",
         "c SET watermark = %(position)s,\n  lease_until = statement_timestamp() + %(lease)s * interval '1 second',\n", "c SET watermark = %(position)s,\n",
         f"{RELAY}::test_each_confirmation_renews_the_lease", on_postgresql=True,
+    ),
+    Mutation(
+        "a search for what is refused outlives its lease", "eventstream/relay.py",
+        "        for half in (rows[:middle], rows[middle:]):\n            self._lease.renew()\n", "        for half in (rows[:middle], rows[middle:]):\n",
+        f"{RELAY}::test_search_for_what_is_refused_renews_the_lease",
     ),
     Mutation(
         "a long backlog outlives its lease", "eventstream/relay.py",
