@@ -301,6 +301,28 @@ def test_numbering_that_waited_for_who_changed_no_position_numbers_all() -> None
     assert_consistent()
 
 
+def test_numbering_that_waited_for_a_reset_of_readers_begins_after_it() -> None:
+    """With the ids of before, clients that hold one would miss events in silence."""
+    neighbour = next(
+        f"c{n}" for n in range(999) if partition_of(f"c{n}") == partition_of("orders")
+    )
+    send_event(neighbour, "message", 0)
+    number_everything()
+    send_event("orders", "message", 0)
+    counts: list[int] = []
+    second = numbering_into(counts)
+    with transaction.atomic():
+        get_storage().reset_readers("default")
+        second.start()
+        second.join(0.5)  # it has seen the partition as it was, and waits
+        is_waiting = second.is_alive()
+    second.join()
+
+    assert (is_waiting, counts) == (True, [1])
+    start = Partition.objects.get(number=partition_of("orders")).start_eid
+    assert Event.objects.get(channel="orders").eid == start + 1 > 10**15
+
+
 def test_numbering_with_nothing_to_do_waits_for_nobody() -> None:
     send_event("orders", "message", 0)
     number_everything()

@@ -431,6 +431,17 @@ def test_best_effort_events_are_cut_for_calls_as_well(
     ]
 
 
+def test_best_effort_events_for_a_target_that_is_gone_are_dropped(
+    targets: Targets,
+) -> None:
+    """A task may be older than the settings."""
+    rows = [OutboxRow(0, 0, 0, "cursor-1", None, "message", "1", "")]
+
+    publish_unstored("gone", rows)
+
+    assert all(target.received == [] for target in targets.values())
+
+
 def test_refused_event_is_buried_and_the_rest_delivered(targets: Targets) -> None:
     targets["a"].poison = {"3"}
     send(6)

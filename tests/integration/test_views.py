@@ -189,6 +189,8 @@ def test_hold_leaves_out_whom_an_event_is_not_for_and_ends_for_its_channels_alon
     ]
     meta = dict(part.split("=", 1) for part in response["Grip-Set-Meta"].split(", "))
     assert meta["user"] == f'"{user.pk}"'
+    assert meta["id_format"] == '"a:%(events-a)s"'
+    assert response["Grip-Keep-Alive"].endswith("timeout=20")
 
 
 def test_equal_readers_have_equal_links(

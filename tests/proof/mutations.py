@@ -197,6 +197,11 @@ MUTATIONS = [
         f"{NUMBERING}::test_numbering_that_waited_for_another_numbers_nothing_twice", True,
     ),
     Mutation(
+        "what has waited for a reset of readers gives ids of before", "eventstream/numbering.py",
+        " AND p.start_eid = s.start_eid\n", "\n",
+        f"{NUMBERING}::test_numbering_that_waited_for_a_reset_of_readers_begins_after_it", True,
+    ),
+    Mutation(
         "what is numbered is taken for all that a target has not got", "eventstream/numbering.py",
         "ON (SELECT last_position FROM current) = %(after)s", "ON true",
         f"{NUMBERING}::test_what_is_numbered_and_read_at_once_is_what_is_read_afterwards", True,
