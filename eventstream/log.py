@@ -219,26 +219,28 @@ class Log:
         """Say of each event who was kicked from its channel since the event before."""
         if not rows:
             return rows
-        kicks: dict[str, dict[str, int]] = {}
         earlier = Event.objects.using(using).filter(
             partition=partition, kind=EventKind.KICK, position__lt=rows[0].position
         )
         earlier = earlier.filter(channel__in={row.channel for row in rows})
-        for channel, user_id, position in earlier.order_by("position").values_list(
-            "channel", "data", "position"
-        ):
-            kicks.setdefault(channel, {})[user_id] = position or 0
+        # Of a crowd that was kicked long ago not more than that there was one.
+        last = dict(earlier.values_list("channel").annotate(Max("position")))
+        kicks: dict[str, dict[str, int]] = {}
         marked = []
         for row in rows:
             if row.kind == EventKind.KICK:
                 kicks.setdefault(row.channel, {})[row.data] = row.position
-            elif row.channel in kicks:
+            elif row.channel in kicks or row.channel in last:
                 before = Event.objects.using(using).filter(
                     channel=row.channel, eid=(row.eid or 0) - 1
                 )
                 after = before.values_list("position", flat=True).first() or 0
-                users = kicks.pop(row.channel).items()
-                kicked = join_users(user for user, at in users if at > after)
+                users = kicks.pop(row.channel, {})
+                if last.pop(row.channel, 0) > after:
+                    found = earlier.filter(channel=row.channel, position__gt=after)
+                    for user, at in found.values_list("data", "position"):
+                        users[user] = at or 0
+                kicked = join_users(user for user, at in users.items() if at > after)
                 row = row._replace(kicked=kicked)
             marked.append(row)
         return marked

@@ -6,7 +6,8 @@ import random
 import threading
 
 import pytest
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream.models import Channel, Event, EventKind, Partition
@@ -232,6 +233,22 @@ def test_first_event_after_a_kick_names_the_kicked_and_no_other() -> None:
     assert marks(after=2) == [",2,3,", ""]
     assert marks(after=3) == [",2,3,", ""]  # a kick was in the batch before
     assert marks(after=5) == [""]
+
+
+def test_kicks_of_before_are_not_read_again_for_each_event() -> None:
+    """A room that people leave all the time has many, for as long as they are kept."""
+    partition, storage = partition_of("orders"), get_storage()
+    kick = Event(kind=EventKind.KICK, partition=partition, channel="orders", type="k", data="7")  # fmt: skip
+    storage.append("default", [kick])
+    for number in range(2):
+        send_event("orders", "message", number)
+    storage.number_all("default", partition)
+
+    with CaptureQueriesContext(connection) as queries:
+        found = storage.read_batch("default", partition, after=2, limit=10, target="a")
+
+    assert [row.kicked for row in found.rows] == [""]
+    assert not [q["sql"] for q in queries if '."data"' in q["sql"]]
 
 
 def numbering_into(counts: list[int]) -> threading.Thread:
