@@ -596,7 +596,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a channel is subscribed to once its head was read", "eventstream/hub/channels.py",
-        "        if self._bus is not None:\n            await self._bus.subscribe(event_topic(state.name))\n        if not state.is_reliable:\n            for using in conf.get_options().databases:\n                await self._log.begin(using)  # whichever has its kicks\n            state.is_live = True\n            return\n        await self._log.find_alias(state)\n        await self._log.begin(state.alias)\n        heads = await self._log.current_ids(state.alias, [state.name])\n",
+        "        if self._bus is not None:\n            await self._bus.subscribe(event_topic(state.name))\n        if not state.is_reliable:\n            await self._log.begin(alias_by_router(state.name))  # which has its kicks\n            state.is_live = True\n            return\n        await self._log.find_alias(state)\n        await self._log.begin(state.alias)\n        heads = await self._log.current_ids(state.alias, [state.name])\n",
         "        await self._log.find_alias(state)\n        await self._log.begin(state.alias)\n        heads = await self._log.current_ids(state.alias, [state.name])\n        if self._bus is not None:\n            await self._bus.subscribe(event_topic(state.name))\n",
         f"{HUB}::test_event_that_comes_while_a_channel_is_joined_is_not_between_head_and_bus",
     ),
