@@ -163,6 +163,19 @@ def test_reset_is_not_shared(reads: Reads, settings: Any) -> None:
     assert read().positions == {"orders": COUNT + 1}, "it goes on from the head"
 
 
+def test_piece_is_kept_for_a_moment_only(
+    reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "_LIFETIME", -1.0)
+    send(COUNT)
+
+    for after in (0, 1, 0):
+        read(after=after)
+
+    assert reads.count == 3
+    assert len(pieces._shared) == 1
+
+
 def test_snapshot_shares_nothing(reads: Reads) -> None:
     send(COUNT)
     read()

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from django.db import transaction
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events
@@ -33,6 +34,20 @@ def test_events_that_a_reader_numbered_first_still_reach_the_targets(
 
     assert Event.objects.filter(eid=1).exists()
     assert [target.ids("orders") for target in targets.values()] == [[1], [1]]
+
+
+def test_reader_in_a_transaction_gives_no_ids(settings: Settings) -> None:
+    """It may roll back, and they would be given a second time to others."""
+    settings.EVENTSTREAM_UNNUMBERED_AFTER = 0
+    settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    send_event("orders", "message", 1)
+
+    with transaction.atomic():
+        read_page(Reader(("orders",), "", {"orders": 0}))
+        assert Event.objects.get().eid is None
+
+    read_page(Reader(("orders",), "", {"orders": 0}))
+    assert Event.objects.get().eid == 1
 
 
 def test_event_numbered_while_nothing_was_found_is_no_reset(

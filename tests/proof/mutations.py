@@ -92,6 +92,11 @@ MUTATIONS = [
         f"{RELAY}::test_watermark_never_goes_back",
     ),
     Mutation(
+        "a reader gives ids in a transaction that may roll back", "eventstream/reading.py",
+        "    if connections[using].in_atomic_block:\n        return", "    if False:\n        return",
+        "tests/integration/test_reading.py::test_reader_in_a_transaction_gives_no_ids",
+    ),
+    Mutation(
         "a reader numbers before the targets have cursors", "eventstream/reading.py",
         "        ensure_cursors(storage, using, partition)\n", "",
         "tests/integration/test_reading.py",
