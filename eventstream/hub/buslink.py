@@ -59,7 +59,8 @@ class BusLink:
                     await self._send("subscribe", topic)
                 await confirmed.wait()
         except TimeoutError:
-            self._unconfirmed.add(topic)  # look again once it is
+            if not confirmed.is_set():  # in this very moment
+                self._unconfirmed.add(topic)  # look again once it is
 
     async def unsubscribe(self, topic: str) -> None:
         """Unsubscribe: nobody reads it any more."""

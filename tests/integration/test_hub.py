@@ -255,6 +255,24 @@ async def test_message_of_another_kind_is_passed_over(
     await stream.close()
 
 
+async def test_topic_that_is_confirmed_as_its_time_is_up_is_confirmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the hub would wait for its confirmation to look at the log again."""
+    monkeypatch.setattr("eventstream.hub.buslink._CONFIRM", 0.01)
+    link = BusLink(get_hub())
+    link._is_up = True
+
+    async def send(command: str, topic: str) -> None:
+        link._confirm(topic)
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr(link, "_send", send)
+    await link.subscribe("events:orders")
+
+    assert not link._unconfirmed
+
+
 async def test_bus_is_connected_to_anew_whatever_has_ended_it(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
