@@ -174,9 +174,9 @@ if isinstance(REDIS.bus, str):
     }
 EVENTSTREAM_REDIS = REDIS.bus if get_bool("BUS", default=True) else None
 EVENTSTREAM_REDIS_PREFIX = f"{REDIS_PREFIX}eventstream:"
-EVENTSTREAM_DRAIN_SECONDS = float(os.environ.get("DRAIN_SECONDS") or 2)
+EVENTSTREAM_DRAIN_SECONDS = get_int("DRAIN_SECONDS", default=2)
 EVENTSTREAM_TASKS_METRICS_PORT = get_int("WORKER_METRICS_PORT")
-EVENTSTREAM_TRUSTED_PROXIES = int(os.environ.get("TRUSTED_PROXIES") or 0)
+EVENTSTREAM_TRUSTED_PROXIES = get_int("TRUSTED_PROXIES")
 
 if not GRIP_VERIFY:
     # django-grip verifies with any key it finds.

@@ -26,7 +26,9 @@ import tempfile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from deploy.environment import SHORTEST_GRIP_KEY
+from django.core.exceptions import ImproperlyConfigured
+
+from deploy.environment import SHORTEST_GRIP_KEY, get_int
 from deploy.pushpin import PushpinConfig
 
 
@@ -45,17 +47,18 @@ def configure() -> PushpinConfig:
         )
     directory = os.environ.get("PUSHPIN_DIR")
     return PushpinConfig(
-        directory=Path(directory or tempfile.mkdtemp(prefix="pp-")),
-        is_temporary=not directory,
         backend=os.environ.get("BACKEND") or "127.0.0.1:8001",
         key=key,
-        port=int(os.environ.get("PUSHPIN_PORT") or 7999),
+        port=get_int("PUSHPIN_PORT", default=7999),
         publish_port=port,
-        standby_port=int(os.environ.get("PUSHPIN_STANDBY_PORT") or 7997),
+        standby_port=get_int("PUSHPIN_STANDBY_PORT", default=7997),
         host=os.environ.get("PUSHPIN_HOST") or "127.0.0.1",
         publish_host=os.environ.get("PUSHPIN_PUBLISH_HOST") or "127.0.0.1",
-        metrics_port=int(os.environ.get("PUSHPIN_METRICS_PORT") or 0) or None,
-        max_connections=int(os.environ.get("PUSHPIN_MAX_CONNECTIONS") or 5000),
+        metrics_port=get_int("PUSHPIN_METRICS_PORT") or None,
+        max_connections=get_int("PUSHPIN_MAX_CONNECTIONS", default=5000),
+        # The last: nothing is left behind of what is refused.
+        directory=Path(directory or tempfile.mkdtemp(prefix="pp-")),
+        is_temporary=not directory,
     )
 
 
@@ -66,7 +69,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
-    config = configure()
+    try:
+        config = configure()
+    except ImproperlyConfigured as error:
+        sys.exit(str(error))
+    except ValueError as error:  # of urlsplit
+        sys.exit(f"GRIP_URL: {error}")
     argv = config.command()
     print(f"{config.host}:{config.port} → {config.backend}", flush=True)
     os.execvp(argv[0], argv)  # noqa: S606  a fixed command, without a shell

@@ -148,12 +148,31 @@ def test_key_that_the_settings_would_refuse_is_refused(
     assert list(folders.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("PUSHPIN_PORT", "http", "PUSHPIN_PORT='http': set it to a whole number"),
+        ("GRIP_URL", f"http://one:x/?key={KEY}", "GRIP_URL: Port could not be cast"),
+    ],
+)
+def test_port_that_is_no_number_is_refused(
+    start: Start, folders: Path, name: str, value: str, text: str
+) -> None:
+    env = {"GRIP_URL": f"http://one:5571/?key={KEY}", name: value}
+
+    with start(**env) as pushpin:
+        assert pushpin.wait(15) == 1
+
+        assert pushpin.output().startswith(text)
+    assert list(folders.iterdir()) == []
+
+
 def test_help_names_what_the_environment_sets(start: Start) -> None:
     source = (ROOT / "deploy/pushpin/__main__.py").read_text()
-    names = re.findall(r'environ\.get\("(\w+)"', source)
+    names = re.findall(r'(?:environ\.get|get_int)\("(\w+)"', source)
 
     with start("--help") as pushpin:
         assert pushpin.wait(15) == 0
 
-        assert len(names) > 5
+        assert len(names) > 8
         assert [name for name in names if name not in pushpin.output()] == []

@@ -41,6 +41,8 @@ def load(names: str = "DEBUG", **env: str) -> subprocess.CompletedProcess[str]:
         ({"GRIP_URL": "http://proxy:5561/"}, "GRIP_URL of proxy:5561 must have"),
         ({"GRIP_URL": "http://proxy:5561/?key=changeme"}, "GRIP_URL of proxy:5561"),
         ({"DATABASE_POOL": "many"}, "DATABASE_POOL='many': set it to a whole number"),
+        ({"DRAIN_SECONDS": "2s"}, "DRAIN_SECONDS='2s': set it to a whole number"),
+        ({"TRUSTED_PROXIES": "-1"}, "TRUSTED_PROXIES='-1': set it to a whole number"),
         ({"DEBUG": "perhaps"}, "DEBUG='perhaps': set it to 1 or 0"),
     ],
 )
