@@ -41,6 +41,7 @@ _OPENING = re.compile(rb"GET .*\r\nAccept: *text/event-stream *\r\n", re.I | re.
 POST, whose sender would take 200 for done."""
 _ORIGIN = re.compile(rb"\r\nOrigin: *([^\r\n]+)", re.I)
 _PATIENCE = 10.0
+_ENDS = {signal.SIGINT, signal.SIGTERM}
 
 
 def main() -> None:
@@ -59,10 +60,15 @@ def main() -> None:
             f"({error.strerror}); choose another with PUSHPIN_STANDBY_PORT."
         )
     parent = os.getpid()
-    if os.fork() == 0:
+    # Held back until the child ignores them: it may be slow to begin.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    is_child = os.fork() == 0
+    if is_child:
         # What is sent to the whole group ends the command, and that this process.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in _ENDS:
+            signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
+    if is_child:
         asyncio.run(_serve(listener, parent))
         _remove(options.remove)
         os._exit(0)

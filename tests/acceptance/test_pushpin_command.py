@@ -88,6 +88,36 @@ def test_its_folder_goes_with_it(
         wait_for(lambda: not list(folders.iterdir()), "the folder is gone")
 
 
+SLOW_CHILD = """
+import os, runpy, sys, time
+fork = os.fork
+def slowly():
+    pid = fork()
+    if pid == 0:
+        time.sleep(0.5)
+    return pid
+os.fork = slowly
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_its_folder_goes_with_it_however_early_it_is_ended(tmp_path: Path) -> None:
+    """Ctrl-C, before the child that removes the folder has begun."""
+    folder = tmp_path / "pp"
+    folder.mkdir()
+    standby = str(ROOT / "deploy/pushpin/standby.py")
+    command = ["sh", "-c", "echo it runs; exec sleep 60"]
+
+    with python(
+        "-c", SLOW_CHILD, standby, f"--remove={folder}", str(free_port()), *command
+    ) as process:
+        process.wait_until(lambda: "it runs" in process.output(), "it runs")
+        process.send_signal(signal.SIGINT)
+
+        wait_for(lambda: not folder.exists(), "the folder is gone")
+
+
 def test_its_folder_goes_with_it_where_it_cannot_start(
     start: Start, folders: Path
 ) -> None:
