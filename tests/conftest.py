@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Iterator
 
@@ -17,6 +18,11 @@ from eventstream import api, limits, pieces, reading
 from eventstream.hub import switchboard
 
 pytest_plugins = ["eventstream.pytest_plugin"]
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would what they
+# start, and whoever is to be ended by it in a test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes is a matter of what else the machine does.
 hypothesis.settings.register_profile("untimed", deadline=None)
