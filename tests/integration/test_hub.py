@@ -123,6 +123,15 @@ async def send(count: int, channel: str = "orders") -> None:
     await sync_to_async(work)()
 
 
+def kick_7(*channels: str, using: str = "default") -> None:
+    """Withdraw the permission of user 7, in the partition of the channel "members"."""
+    partition = partition_of("members")
+    for channel in channels:
+        kick = Event(kind=EventKind.KICK, partition=partition, channel=channel, type="kick", data="7")  # fmt: skip
+        get_storage().append(using, [kick])
+    get_storage().number_all(using, partition)
+
+
 async def publish(bus: BusTarget, *eids: int, channel: str = "orders") -> None:
     rows = [
         OutboxRow(0, 0, EventKind.EVENT, channel, eid, "message", str(eid - 1), "")
@@ -811,16 +820,33 @@ async def test_kick_of_which_a_database_has_not_told_since_the_hub_began_is_hear
         stream = await Stream("members", user_id="7").open()  # there is no such user
 
     def work() -> None:
-        partition = partition_of("members")
-        kick = Event(kind=EventKind.KICK, partition=partition, channel="members", type="kick", data="7")  # fmt: skip
-        get_storage().append("other", [kick])
-        get_storage().number_all("other", partition)
+        kick_7("members", using="other")
 
     await sync_to_async(work)()
     await get_hub().look()
 
     assert (await stream.next()).type == "stream-error"
     await stream.close()
+
+
+async def test_best_effort_stream_opens_once_its_kicks_are_heard_of(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await get_hub().close()  # the next has not looked at any database yet
+    may_look = asyncio.Event()
+    original = Log._look
+
+    async def look(log: Log, using: str) -> Any:
+        await may_look.wait()
+        return await original(log, using)
+
+    monkeypatch.setattr(Log, "_look", look)
+    opening = asyncio.ensure_future(Stream("live-x").open())
+    done, _ = await asyncio.wait([opening], timeout=1)
+    assert not done
+
+    may_look.set()
+    await (await opening).close()
 
 
 async def test_best_effort_events_of_one_message_all_arrive(bus: BusTarget) -> None:
@@ -1145,11 +1171,7 @@ async def test_kick_of_whom_nobody_holds_a_stream_keeps_no_other_unheard(
     stream = await Stream("members", user_id="7").open()  # there is no such user
 
     def work() -> None:
-        partition = partition_of("members")
-        for channel in ("nobody-s", "members"):
-            kick = Event(kind=EventKind.KICK, partition=partition, channel=channel, type="kick", data="7")  # fmt: skip
-            get_storage().append("default", [kick])
-        get_storage().number_all("default", partition)
+        kick_7("nobody-s", "members")
 
     await sync_to_async(work)()
     await get_hub().look()

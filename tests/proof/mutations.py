@@ -656,6 +656,11 @@ MUTATIONS = [
         "tests/integration/test_hub.py",
     ),
     Mutation(
+        "a best-effort stream begins before its kicks are heard of", "eventstream/hub/channels.py",
+        "            await self._log.begin(alias_by_router(state.name))  # which has its kicks\n", "",
+        f"{HUB}::test_best_effort_stream_opens_once_its_kicks_are_heard_of",
+    ),
+    Mutation(
         "the same, in histories that nobody has thought of", "eventstream/hub/tails.py",
         "if event.eid == self.head + 1:", "if event.eid > self.head:",
         "tests/proof/test_hub_histories.py",
