@@ -316,7 +316,7 @@ def _check_arrival(url: str, tally: Tally) -> Iterator[Finding]:
         yield _ok("stream", f"none was read at {url}: {why}")
         return
     deadline = time.monotonic() + ARRIVAL_SECONDS
-    while not tally.received_count:
+    while not tally.seconds:  # what is noted last, in another thread
         if time.monotonic() > deadline:
             yield Finding(
                 Level.ERROR,
