@@ -87,6 +87,19 @@ class Stream:
         await self._chunks.aclose()  # type: ignore[attr-defined]
 
 
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with each look at a log that is over."""
+    found: list[str] = []
+    look = Hub._look
+
+    async def count(hub: Hub, using: str, *, is_full: bool = False) -> None:
+        await look(hub, using, is_full=is_full)
+        found.append(using)
+
+    monkeypatch.setattr(Hub, "_look", count)
+    return found
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Valkey]:
     with Valkey() as valkey:
@@ -105,8 +118,14 @@ async def bus(
     # Nor is the hub of this process told of what is numbered here.
     monkeypatch.setattr(Hub, "_on_numbered", lambda *args, **kwargs: None)
     target = BusTarget({"url": server.url})
+    looks = count_looks(monkeypatch)
     # Before any other stream, as of kicks before its first look a hub does not hear.
     await (await Stream("warm").open()).close()
+    async with asyncio.timeout(30):
+        # And until it has looked as it began and once the bus was whole. A later look would
+        # take back what a test has on the bus alone.
+        while len(looks) < 2:
+            await asyncio.sleep(0.01)
     yield target
     await get_hub().close()
     target.close()
