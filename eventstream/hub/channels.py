@@ -115,7 +115,8 @@ class Channels:
         state = self._states.get(name)
         if state is None:
             return
-        if state.is_live:
+        # Of a kick that was pruned before it was heard no event tells.
+        if state.is_live and self._log.is_known(state.alias):
             state.extend(events)
         if events[-1].eid > state.head:
             self.fill(state, events[-1].eid)

@@ -42,7 +42,7 @@ class Log:
 
     Attributes:
         heard_since: By time.monotonic(). Kicks from then on this process hears of; one before
-            may be below the heads with which it began.
+            may be below the heads with which it began, or have been pruned unheard.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Log:
         self._loop = asyncio.get_running_loop()
         self.heard_since = -math.inf
         self._heads: dict[str, Heads] = {}
+        self._looked_at: dict[str, float] = {}
         self._done: dict[str, Heads] = {}
         # One at a time: of two that both are the first, each would take the kicks before
         # its own heads for known. Of each database, as another may be away.
@@ -64,11 +65,20 @@ class Log:
 
     async def begin(self, using: str) -> None:
         """Wait until it is known how far the log is: later kicks are those above it."""
-        if using in self._heads:
+        if self.is_known(using):
             return
         async with self._looking[using]:
-            if using not in self._heads:
+            if not self.is_known(using):
                 await self._look(using)
+
+    def is_known(self, using: str) -> bool:
+        """Say whether all kicks above the heads that are known are still in the log.
+
+        Not after an outage of half the retention: a row counts as old from when it was
+        written, and may have been committed much later.
+        """
+        looked_at = self._looked_at.get(using, -math.inf)
+        return time.monotonic() - looked_at < conf.get_options().retention / 2
 
     async def look(self, using: str) -> tuple[Heads, set[int] | None]:
         """Number what is stale; return the heads, and the partitions to be looked at.
@@ -84,11 +94,13 @@ class Log:
         return heads, {n for n, head in heads.items() if head != done.get(n)}
 
     async def _look(self, using: str) -> Heads:
-        known = self._heads.get(using)
+        known = self._heads.get(using) if self.is_known(using) else None
+        looked_at = time.monotonic()
         heads, kicks = await self._pool.run(
             functools.partial(_look, using, known), using
         )
         self._heads[using] = heads
+        self._looked_at[using] = looked_at
         # A log that has lost its end may have kicks again where it had others.
         if known is None or any(head < known.get(p, 0) for p, head in heads.items()):
             self.heard_since = time.monotonic()

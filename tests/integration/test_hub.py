@@ -578,6 +578,28 @@ async def test_kick_is_found_with_the_events_that_fill_a_gap(bus: BusTarget) -> 
     assert (await stream.next()).type == "stream-error"
 
 
+@pytest.mark.parametrize("is_on_bus", [True, False])
+async def test_kick_that_was_pruned_unheard_ends_the_stream(
+    bus: BusTarget, settings: Settings, is_on_bus: bool
+) -> None:
+    """The web process could not read the log for long, and the bus was away meanwhile."""
+    settings.EVENTSTREAM_RETENTION = 60
+    stream = await Stream("members", user_id="7").open()  # there is no such user
+    other = await Stream("members").open()
+    get_hub()._log._looked_at["default"] -= 30
+    await send_after_a_kick()
+    await Event.objects.filter(kind=EventKind.KICK).adelete()
+
+    if is_on_bus:
+        await publish(bus, 1, channel="members")
+    else:
+        await get_hub().look()
+
+    assert (await stream.next()).type == "stream-error"
+    assert (await other.next()).type == "message"
+    await other.close()
+
+
 async def test_kick_between_check_and_start_ends_the_stream(bus: BusTarget) -> None:
     checked_at = time.monotonic()
     first = await Stream("members", user_id="8").open()

@@ -48,6 +48,8 @@ STEPS = 150
 MOST_CLIENTS = 6
 SETTLED = 25
 """Turns of the loop after which nothing is left to do but what waits."""
+RETENTION = 60
+"""Seconds: less than what may pass at once."""
 RECOVERY_SECONDS = 120.0
 """After which every client must have everything: a look at the log, and permissions again."""
 
@@ -272,6 +274,7 @@ class World:
         self.pruned: dict[str, int] = {}
         self.withdrawn: dict[str, int] = {}
         self.published: dict[int, int] = {}
+        self.written: list[tuple[float, int]] = []
         self.clients: list[Client] = []
         self.counts: Counter[str] = Counter()
         self.history: list[str] = []
@@ -279,7 +282,7 @@ class World:
         Pool.world = Bus.world = self
         actions = {
             self.send: 10, self.number: 8, self.some_go_on: 30, self.one_fails: 4,
-            self.time_passes: 5, self.prune: 1, self.withdraw_or_permit: 1,
+            self.time_passes: 5, self.prune: 3, self.withdraw_or_permit: 1,
             self.join: 4, self.stand_still: 3, self.cut_off: 2,
         }  # fmt: skip
         if has_bus:
@@ -337,7 +340,13 @@ class World:
             data = f"{channel}:{len(sent) + 1}"
             send_event(channel, "message", data, json_encode=False)
             sent.append(data)
+        self._note_age()
         self.note(f"sent up to {sent[-1]}")
+
+    def _note_age(self) -> None:
+        """Note when rows were written, by the loop's time."""
+        last = Event.objects.values_list("pk", flat=True).latest("pk")
+        self.written.append((self.loop.time(), last))
 
     def number(self) -> None:
         partition = partition_of(self._channel())
@@ -386,10 +395,13 @@ class World:
 
     def prune(self) -> None:
         """The oldest of a partition go, whatever their channel."""
+        until = self.loop.time() - RETENTION
+        old = max((last for at, last in self.written if at < until), default=0)
         rows = Event.objects.filter(
-            partition=partition_of(self._channel()), position__isnull=False
+            partition=partition_of(self._channel()), position__isnull=False, pk__lte=old
         ).order_by("position")[: self.random.randint(1, 8)]
         for row in rows:
+            self.counts["pruned"] += 1
             if row.eid is not None:
                 self.pruned[row.channel] = row.eid
         Event.objects.filter(pk__in=[row.pk for row in rows]).delete()
@@ -428,6 +440,7 @@ class World:
             self.withdrawn = {"members": len(self.committed["members"])}
             self.user.groups.clear()
             channel_permission_changed(self.user, "members")
+            self._note_age()
         self.note(f"withdrawn: {self.withdrawn}")
 
     # --- clients
@@ -499,12 +512,14 @@ class World:
     def _close(self) -> None:
         for client in self.clients:
             client.task.cancel()
-        self._run(lambda: None)
-        hub = switchboard._hubs.get(self.loop)
-        if hub is not None and not hub.is_closed:
-            with mock.patch("time.monotonic", self.loop.time):
-                self.loop.run_until_complete(hub.close())
-        self.loop.close()
+        try:
+            self._run(lambda: None)
+        finally:
+            hub = switchboard._hubs.get(self.loop)
+            if hub is not None and not hub.is_closed:
+                with mock.patch("time.monotonic", self.loop.time):
+                    self.loop.run_until_complete(hub.close())
+            self.loop.close()
 
 
 @pytest.mark.parametrize("has_bus", [True, False], ids=["bus", "no bus"])
@@ -515,6 +530,7 @@ def test_no_history_of_a_hub_breaks_the_promise(
     settings_fixture.EVENTSTREAM_CHANNELMANAGER_CLASS = "tests.channels.ChannelManager"
     settings_fixture.EVENTSTREAM_REDIS = "redis://nowhere" if has_bus else None
     settings_fixture.EVENTSTREAM_QUEUE_LENGTH = 5
+    settings_fixture.EVENTSTREAM_RETENTION = RETENTION
     # Only the history numbers.
     monkeypatch.setattr(hub_log, "number_stale", lambda *args: None)
     # The loop runs what the hub's threads would.
@@ -537,4 +553,5 @@ def test_no_history_of_a_hub_breaks_the_promise(
 
     # It was about something.
     assert counts["events"] > 5 * HISTORIES
+    assert counts["pruned"] > HISTORIES
     assert not has_bus or counts["messages"] > HISTORIES
