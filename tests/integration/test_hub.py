@@ -87,17 +87,17 @@ class Stream:
         await self._chunks.aclose()  # type: ignore[attr-defined]
 
 
-def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that grows with each look at a log that is over."""
-    found: list[str] = []
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
+    """Return a semaphore that is released after each look at a log."""
+    looks = asyncio.Semaphore(0)
     look = Hub._look
 
     async def count(hub: Hub, using: str, *, is_full: bool = False) -> None:
         await look(hub, using, is_full=is_full)
-        found.append(using)
+        looks.release()
 
     monkeypatch.setattr(Hub, "_look", count)
-    return found
+    return looks
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,8 @@ async def bus(
     async with asyncio.timeout(30):
         # And until it has looked as it began and once the bus was whole. A later look would
         # take back what a test has on the bus alone.
-        while len(looks) < 2:
-            await asyncio.sleep(0.01)
+        for _ in range(2):
+            await looks.acquire()
     yield target
     await get_hub().close()
     target.close()
