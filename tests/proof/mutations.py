@@ -719,7 +719,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an event is taken before its channel's head is known", "eventstream/hub/channels.py",
-        "        if state.is_live:\n            state.extend(events)\n", "        state.extend(events)\n",
+        "        if state.is_live and self._log.is_known(state.alias):\n", "        if self._log.is_known(state.alias):\n",
         "tests/integration/test_hub.py::test_event_that_comes_while_a_channel_is_joined_begins_no_tail",
     ),
     Mutation(
