@@ -39,6 +39,10 @@ BEGIN = 0.01
 """Seconds within which a task has begun if any worker is free."""
 
 
+HIDDEN = "(…)"
+"""What monitors are shown for arguments: those of best-effort channels are the events."""
+
+
 def wake_flag(using: str, partition: int, target: str) -> str:
     """Return the Redis key that says that a wake-up is under way."""
     prefix = core_conf.get_options().redis_prefix
@@ -373,7 +377,7 @@ def _send(app: Any, name: str, arguments: tuple[object, ...]) -> None:
         return
     task.apply_async(
         arguments,
-        argsrepr="(…)",  # else monitors are shown the events of best-effort channels
+        argsrepr=HIDDEN,
         producer=broker.connections.producer(app),
         retry=False,
         queue=conf.get_options().queue,

@@ -24,7 +24,7 @@ from eventstream.rows import OutboxRow
 from eventstream_tasks.backoff import MAX_RETRIES, retry_delay
 from eventstream_tasks.conf import SOFT_TIME_LIMIT, TIME_LIMIT, get_options
 from eventstream_tasks.connections import with_kept_connections
-from eventstream_tasks.dispatch import TaskFlag
+from eventstream_tasks.dispatch import HIDDEN, TaskFlag
 
 T = TypeVar("T")
 
@@ -89,10 +89,11 @@ def publish_best_effort(
         publish_unstored(target, left)
     except PublishUnavailableError as error:
         if self.request.retries < MAX_RETRIES:
-            raise self.retry(
+            raise self.retry(  # type: ignore[call-arg]  # takes apply_async's
                 args=(target, [list(row) for row in left]),
                 countdown=retry_delay(self.request.retries + 1),
                 exc=error,
+                argsrepr=HIDDEN,
             ) from error
 
 

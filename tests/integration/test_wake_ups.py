@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from celery import current_app
+from celery.exceptions import Retry
 from celery.signals import before_task_publish, worker_process_shutdown
 from django.db import connections
 from django.db.models.functions import Now
@@ -756,6 +757,31 @@ def test_retry_of_best_effort_events_has_those_that_are_left(
 
     assert [len(bodies) for bodies in published] == [3, 2, 2]
     assert published[1] == published[2]
+
+
+def test_monitors_are_not_shown_best_effort_events_that_are_tried_again(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry is a message of its own, which Celery describes anew."""
+
+    def fail(_: BusTarget, items: Sequence[Item]) -> None:
+        raise PublishUnavailableError("away")
+
+    monkeypatch.setattr(BusTarget, "publish", fail)
+    rows = [[0, 0, 0, "cursor", None, "message", '"secret"', ""]]
+    task = tasks.publish_best_effort
+    queue = {"exchange": "", "routing_key": "eventstream"}
+    task.push_request(id="1", called_directly=False, delivery_info=queue)
+    try:
+        with pytest.raises(Retry):
+            task.run("bus", rows)
+    finally:
+        task.pop_request()
+
+    [found] = valkey.client.lrange("eventstream", 0, -1)
+    message = json.loads(found)
+    assert "secret" in base64.b64decode(message["body"]).decode()
+    assert "secret" not in str(message["headers"])
 
 
 def test_slow_broker_is_noticed_and_holds_up_no_sender(
