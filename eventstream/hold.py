@@ -229,13 +229,14 @@ def _respond(
         channel = Channel(user_channel_name(reader.user_id))
         channel.filters.append(FILTER_REQUIRE_SUB)
         instruct.add_channel(channel)
+        # Of nobody else: a name for the anonymous could be a user's, whom events skip.
+        instruct.meta["user"] = quote_channel(reader.user_id)
     if not positions:
         instruct.add_channel(Channel(MARKER_CHANNEL, "0"))
     if formats:
         instruct.meta["id_format"] = ",".join(formats)
         # The proxy expands the answer's body as it does each event's.
         text = escaped
-    instruct.meta["user"] = quote_channel(reader.user_id) or "anonymous"
     instruct.set_keep_alive(sse.KEEP_ALIVE, options.keep_alive)
     silence = options.next_link_timeout
     instruct.set_next_link(

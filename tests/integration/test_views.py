@@ -193,6 +193,16 @@ def test_hold_leaves_out_whom_an_event_is_not_for_and_ends_for_its_channels_alon
     assert response["Grip-Keep-Alive"].endswith("timeout=20")
 
 
+def test_anonymous_reader_has_no_user_s_name_that_an_event_could_skip(
+    proxy: dict[str, str],
+) -> None:
+    """A primary key can be any text: whatever stood for nobody would be somebody's."""
+    response = open_stream(proxy, "channel=a&channel=live-b")
+
+    assert response["Grip-Set-Meta"] == 'id_format="a:%(events-a)s"'
+    assert "user-" not in response["Grip-Channel"]
+
+
 def test_equal_readers_have_equal_links(
     proxy: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
