@@ -6,6 +6,7 @@ import datetime
 import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from eventstream import conf
 
@@ -111,18 +112,23 @@ def partition_of(channel: str) -> int:
 
 def join_users(users: Iterable[object]) -> str:
     """Return user ids as `skip_users` stores them: ",1,2,", or "" for none."""
-    ids = sorted({str(user) for user in users})
+    ids = sorted({_quote(str(user)) for user in users})
     return f",{','.join(ids)}," if ids else ""
 
 
 def split_users(text: str) -> list[str]:
     """Return the ids that join_users has joined."""
-    return text.strip(",").split(",") if text else []
+    return [unquote(user_id) for user_id in text[1:-1].split(",")] if text else []
 
 
 def is_skipped(skip_users: str, user_id: str) -> bool:
     """Say whether the event is not for this user. "" is the anonymous user."""
-    return bool(skip_users and user_id) and f",{user_id}," in skip_users
+    return bool(skip_users and user_id) and f",{_quote(user_id)}," in skip_users
+
+
+def _quote(user_id: str) -> str:
+    """Return a primary key, which can be any text, without a comma."""
+    return user_id.replace("%", "%25").replace(",", "%2C")
 
 
 def without_skipped(rows: list[LogRow], user_id: str) -> list[LogRow]:

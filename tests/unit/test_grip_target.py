@@ -75,6 +75,14 @@ def test_event_after_a_kick_ends_the_kicked_user_s_streams_again(
     assert (event["id"], event["prev-id"]) == ("7", "6")
 
 
+def test_kicked_user_with_a_comma_is_one_user(endpoint: GripEndpoint) -> None:
+    publish(endpoint, make_row()._replace(kicked=join_users(["ann,bob"])))
+
+    error, close, event = endpoint.items
+    assert error["channel"] == close["channel"] == "user-ann%2Cbob"
+    assert event["meta"]["skip_users"] == "ann%2Cbob"
+
+
 def test_event_after_very_many_kicks_has_every_stream_ask(
     endpoint: GripEndpoint,
 ) -> None:

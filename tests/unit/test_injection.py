@@ -13,7 +13,14 @@ from eventstream import sse
 from eventstream.exceptions import InvalidEventError
 from eventstream.models import EventKind
 from eventstream.positions import format_position, parse_position, quote_channel
-from eventstream.rows import ChannelLog, LogEvent, OutboxRow
+from eventstream.rows import (
+    ChannelLog,
+    LogEvent,
+    OutboxRow,
+    is_skipped,
+    join_users,
+    split_users,
+)
 from eventstream.specs import EventSpec, check_channel, is_reserved_type, make_event
 from eventstream.targets.base import Item
 from eventstream.targets.bus import event_topic, kick_topic
@@ -82,6 +89,16 @@ def test_proxy_s_names_break_out_of_no_header(channel: str, user_id: str) -> Non
     for name in (channel_name(channel), user_channel_name(user_id)):
         assert set(name) <= SAFE
     assert set(quote_channel(user_id)) <= SAFE
+
+
+@given(st.sets(TEXT.filter(bool), max_size=4), TEXT.filter(bool))
+def test_event_skips_its_users_and_nobody_else(users: set[str], other: str) -> None:
+    """A primary key can be any text, such as that of a directory: "cn=ann,dc=example"."""
+    text = join_users(users)
+
+    assert set(split_users(text)) == users
+    assert all(is_skipped(text, user) for user in users)
+    assert is_skipped(text, other) == (other in users)
 
 
 @given(NAMES, NAMES)

@@ -78,7 +78,6 @@ def test_bad_raw_data_is_refused(data: Any, text: str) -> None:
             {"skip_user_ids": [AnonymousUser()]},
             r"an object \(AnonymousUser\): give .*pk",
         ),
-        ({"skip_user_ids": ["1,2"]}, "must not contain a comma"),
         ({"idempotency_key": ""}, "idempotency_key must not be empty"),
         ({"idempotency_key": "x" * 256}, "idempotency_key has 256 characters"),
     ],
