@@ -18,7 +18,7 @@ from gripcontrol import Channel
 
 from eventstream import conf, sse
 from eventstream.exceptions import ExpiredLinkError
-from eventstream.positions import format_position, quote_channel
+from eventstream.positions import format_position, parse_event_id, quote_channel
 from eventstream.reading import LinkKind, Reader, read_page, sign_link
 from eventstream.targets.grip import (
     FILTER_BUILD_ID,
@@ -158,9 +158,9 @@ def grip_positions(last: Mapping[str, str], reader: Reader) -> dict[str, int]:
     prefix = conf.grip_prefix()
     positions = {}
     for name in reader.reliable:
-        text = last.get(prefix + channel_name(name), "")
-        if text.isascii() and text.isdecimal():
-            positions[name] = int(text)
+        eid = parse_event_id(last.get(prefix + channel_name(name), ""))
+        if eid is not None:
+            positions[name] = eid
     return positions
 
 

@@ -63,12 +63,18 @@ def parse_position(text: str) -> dict[str, int]:
     positions: dict[str, int] = {}
     for part in text.split(","):
         name, separator, number = part.strip().rpartition(":")
-        # isdecimal() alone would take Arabic-Indic digits, which no id of ours has.
-        valid = number.isascii() and number.isdecimal() and len(number) <= 19
-        if not separator or not name or not valid or int(number) > MAX_EVENT_ID:
+        eid = parse_event_id(number)
+        if not separator or not name or eid is None:
             raise InvalidPositionError(
                 f"Failed to parse Last-Event-ID or lastEventId: {part[:80]!r} is not "
                 "<channel>:<number>"
             )
-        positions[unquote(name)] = int(number)
+        positions[unquote(name)] = eid
     return positions
+
+
+def parse_event_id(text: str) -> int | None:
+    """Return an event id, None for what can be none."""
+    # isdecimal() alone would take Arabic-Indic digits, which no id of ours has.
+    valid = text.isascii() and text.isdecimal() and len(text) <= 19
+    return int(text) if valid and int(text) <= MAX_EVENT_ID else None

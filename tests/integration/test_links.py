@@ -283,6 +283,18 @@ def test_link_goes_on_only_for_a_proxy_that_holds_the_stream(
     assert is_empty(passed_on)
 
 
+@pytest.mark.parametrize("text", ["9" * 5000, "9" * 20, "-1", "٣", ""])
+def test_position_that_no_proxy_could_have_is_none(
+    proxy: dict[str, str], text: str
+) -> None:
+    """Where no proxy has a key, anybody may send one."""
+    last = f"events-a; last-id={text}"
+
+    response = Client().get(link("a"), headers={**proxy, "Grip-Last": last})
+
+    assert is_empty(response)
+
+
 def test_link_of_several_channels_needs_the_position_of_each(
     proxy: dict[str, str],
 ) -> None:

@@ -161,7 +161,7 @@ MUTATIONS = [
     ),
     Mutation(
         "of two entries of a channel the first counts", "eventstream/positions.py",
-        "positions[unquote(name)] = int(number)", "positions.setdefault(unquote(name), int(number))",
+        "positions[unquote(name)] = eid", "positions.setdefault(unquote(name), eid)",
         "tests/unit/test_positions.py::test_of_two_entries_of_a_channel_the_last_counts",
     ),
     Mutation(
