@@ -259,12 +259,13 @@ class EventAdmin(ReadOnlyAdmin[Event]):
         """Show JSON indented, and no more of a long text than can be read."""
         text = event.data
         try:
-            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+            text = _indent(text)
         except (ValueError, RecursionError):
             pass  # sent as it is
         note = ""
         if len(text) > PAYLOAD_LENGTH:
-            note = f"The first {PAYLOAD_LENGTH:,} of {len(text):,} characters."
+            stored = len(event.data)
+            note = f"The first {PAYLOAD_LENGTH:,} characters; {stored:,} are stored."
             text = text[:PAYLOAD_LENGTH]
         return format_html("<pre>{}</pre>{}", text, note)
 
@@ -302,6 +303,24 @@ class EventAdmin(ReadOnlyAdmin[Event]):
         self.log_action(request, queryset, "Published at an operator's request")
         self.report_publishing(request, pairs)
         return None
+
+
+def _indent(text: str) -> str:
+    """Return JSON indented, no further than can be shown: nested data grow a thousandfold.
+
+    Half of a surrogate pair stays as JSON has it, as no page can hold one.
+
+    Raises:
+        ValueError, RecursionError: It is no JSON, or nested too deeply.
+    """
+    pieces = json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(json.loads(text))
+    found, size = [], 0
+    for piece in pieces:
+        found.append(piece)
+        size += len(piece)
+        if size > PAYLOAD_LENGTH:
+            break
+    return "".join(found).encode(errors="backslashreplace").decode()
 
 
 def _target_states(event: Event) -> Iterator[tuple[str, str]]:

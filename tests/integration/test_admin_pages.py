@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -790,7 +791,41 @@ def test_payload_is_shown_as_indented_json_and_cut(
     ]
 
     assert "<pre>{\n  &quot;a&quot;: &quot;&lt;b&gt;&quot;\n}</pre>" in pages[0]
-    assert f"<pre>{'y' * 100}</pre>The first 100 of 300 characters." in pages[1]
+    assert (
+        f"<pre>{'y' * 100}</pre>The first 100 characters; 300 are stored." in pages[1]
+    )
+
+
+@pytest.mark.parametrize("data", ["\ud800", "é" * 40 + "\udfff"])
+def test_payload_that_no_page_can_hold_is_shown_as_json_has_it(
+    targets: Targets, admin_client: Client, data: str
+) -> None:
+    """Half of a pair is no text, but a client's JSON may have one."""
+    event = send_event("orders", "message", {"a": data})
+
+    page = admin_client.get(f"{INDEX}event/{event.id}/change/").content.decode()
+
+    shown = data.encode(errors="backslashreplace").decode()
+    assert f"&quot;a&quot;: &quot;{shown}&quot;" in page
+
+
+def test_payload_that_is_long_when_indented_is_indented_no_further_than_shown(
+    targets: Targets, admin_client: Client
+) -> None:
+    """Of a quarter of a megabyte, 80 MB were made."""
+    deep = "[" * 300 + "0," * 130_000 + "0" + "]" * 300
+    event = send_event("orders", "message", deep, json_encode=False)
+
+    tracemalloc.start()
+    try:
+        page = admin_client.get(f"{INDEX}event/{event.id}/change/").content.decode()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert most < 30_000_000
+    assert "<pre>[\n  [\n    [" in page
+    assert f"The first 20,000 characters; {len(deep):,} are stored." in page
 
 
 def test_event_waits_for_the_partition_that_tries_its_target(
