@@ -127,7 +127,8 @@ def tail(
                 fields = {"id": event.eid, "type": event.type, "data": event.data}
                 screen.line(json.dumps(fields, ensure_ascii=False))
             else:
-                screen.line(f"{channel}:{event.eid}  {event.type}  {event.data}")
+                data = event.data.replace("\n", "\\n")  # a line is an event
+                screen.line(f"{channel}:{event.eid}  {event.type}  {data}")
             place = event.eid
         if left is not None:
             left -= len(log.rows)

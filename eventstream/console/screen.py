@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ LEVEL_STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "bold r
 LEVEL_WORDS = {Level.OK: "OK", Level.WARNING: "WARNING", Level.ERROR: "ERROR"}
 
 Row = Sequence[object]
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # without tab and line feed
 
 
 class Output(Protocol):
@@ -32,7 +35,7 @@ class Screen:
 
     def line(self, text: str = "", level: Level | None = None) -> None:
         """Write one line; a level colours it."""
-        self._out.write(text)
+        self._out.write(_visible(text))
 
     def flush(self) -> None:
         """Have whoever reads a pipe see it now."""
@@ -40,7 +43,7 @@ class Screen:
 
     def finding(self, level: Level, subject: str, text: str, hint: str) -> None:
         """Write what was found, and below it what to do."""
-        self._out.write(f"{LEVEL_WORDS[level]}: {subject}: {text}")
+        self._out.write(_visible(f"{LEVEL_WORDS[level]}: {subject}: {text}"))
         if hint:
             self._out.write(f"    {hint}")
 
@@ -82,6 +85,7 @@ class TerminalScreen(Screen):
         self._console = Console(file=file, highlight=False)
 
     def line(self, text: str = "", level: Level | None = None) -> None:
+        text = _visible(text)
         self._console.print(text, style=_style(level), markup=False, soft_wrap=True)
 
     def finding(self, level: Level, subject: str, text: str, hint: str) -> None:
@@ -91,7 +95,7 @@ class TerminalScreen(Screen):
         head = Text()
         head.append(f" {LEVEL_WORDS[level]} ", style=f"reverse {LEVEL_STYLES[level]}")
         head.append(f" {subject}", style="bold")
-        head.append(f"  {text}")
+        head.append(f"  {_visible(text)}")
         self._console.print(head)
         if hint:
             # Commands are to be copied: never broken in two.
@@ -161,7 +165,15 @@ def _text(cell: object) -> str:
         return "yes" if cell else "no"
     if isinstance(cell, int):
         return f"{cell:,}"
-    return str(cell)
+    return _visible(str(cell))
+
+
+def _visible(text: str) -> str:
+    """Return the text with control characters written as JSON does: a terminal obeys them.
+
+    What is shown may come from anybody, such as events' data and the answers of targets.
+    """
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _is_numeric(rows: Sequence[Row], index: int) -> bool:

@@ -218,6 +218,37 @@ def test_tail_tells_a_position_that_a_client_could_not_resume() -> None:
     assert last == {"id": 3, "type": "message", "data": "0"}
 
 
+def test_tail_shows_an_event_as_one_line_that_no_terminal_obeys() -> None:
+    """Its data are whatever somebody has sent."""
+    data = "a\x1b]0;title\x07\x9b2J\r\norders:2  message  forged"
+    send_event("orders", "message", data, json_encode=False)
+    relay_all("default")
+
+    printed = run("tail", "orders", "--from", "0", "--count", "1")
+    as_json = run("tail", "orders", "--from", "0", "--count", "1", "--json")
+
+    shown = r"a\u001b]0;title\u0007\u009b2J\u000d\norders:2  message  forged"
+    assert printed == f"orders:1  message  {shown}\n"
+    assert as_json.removesuffix("\n").isprintable()
+    assert json.loads(as_json)["data"] == data
+
+
+@pytest.mark.parametrize("command", ["undelivered", "status --offline"])
+def test_error_of_a_target_is_shown_and_not_obeyed(
+    targets: Targets, command: str
+) -> None:
+    """What has answered there may be anything."""
+    send(1)
+    relay_all("default")
+    Cursor.objects.filter(target="a").update(
+        watermark=0, attempts=1, failing_since=Now(), last_error="503: \x1b[2J gone"
+    )
+
+    printed = run(*command.split(), code=1 if command == "undelivered" else 2)
+
+    assert r"503: \u001b[2J gone" in printed
+
+
 def test_undelivered_names_event_target_and_reason_and_no_data(
     targets: Targets,
 ) -> None:
