@@ -185,8 +185,9 @@ def _check_grip() -> Iterable[CheckMessage]:
         )
         yield Error(text, hint=hint, id="eventstream.E021")
     for proxy in proxies:
+        address = conf.without_credentials(proxy["control_uri"])
         if proxy.get("verify_key") and not proxy.get("key"):
-            text = f"The GRIP proxy {proxy['control_uri']} has a verify_key and no key."
+            text = f"The GRIP proxy {address} has a verify_key and no key."
             hint = (
                 "django-grip fails with a KeyError then. Give it both, the same twice if "
                 "publishing needs none."
@@ -194,7 +195,7 @@ def _check_grip() -> Iterable[CheckMessage]:
             yield Error(text, hint=hint, id="eventstream.E020")
         if conf.has_public_key(proxy) and find_spec("cryptography") is None:
             text = (
-                f"The GRIP proxy {proxy['control_uri']} signs with a key pair, and the "
+                f"The GRIP proxy {address} signs with a key pair, and the "
                 "package cryptography is missing."
             )
             hint = "No signature of it would be accepted: pip install 'PyJWT[crypto]'."
@@ -202,7 +203,7 @@ def _check_grip() -> Iterable[CheckMessage]:
         if not any(proxy.get(key) for key in ("key", "verify_key")) and not getattr(
             settings, "GRIP_VERIFY_KEY", None
         ):
-            text = f"The GRIP proxy {proxy['control_uri']} has no key."
+            text = f"The GRIP proxy {address} has no key."
             hint = (
                 "Anyone could pretend to be the proxy and read whole streams. Give the "
                 "proxy a sig_key and add it: GRIP_URL = 'http://…?key=…'."

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from django.apps import apps
 from django.conf import settings
@@ -227,6 +228,13 @@ def grip_proxies() -> list[dict[str, Any]]:
                 "GRIP_URL has a key that is not base64, as it says."
             ) from error
     return list({proxy["control_uri"]: proxy for proxy in proxies}.values())
+
+
+def without_credentials(control_uri: str) -> str:
+    """Return the address of a proxy as it may be shown."""
+    parts = urlsplit(control_uri)
+    location = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, location, parts.path, "", ""))
 
 
 def has_public_key(proxy: Mapping[str, Any]) -> bool:

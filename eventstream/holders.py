@@ -67,6 +67,7 @@ def count_connected(address: str) -> int:
     response = requests.get(address, timeout=(0.5, 1.0))
     found = _CONNECTED.search(response.text)
     if response.status_code != 200 or found is None:
+        address = conf.without_credentials(address)
         raise OSError(f"{address} has no connection_connected")
     return int(found[1])
 

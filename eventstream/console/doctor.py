@@ -188,7 +188,7 @@ def _check_keys() -> Iterator[Finding]:
     from jwt import encode  # noqa: PLC0415
 
     for proxy in proxies:
-        subject = f"Grip-Sig of {proxy['control_uri']}"
+        subject = f"Grip-Sig of {conf.without_credentials(proxy['control_uri'])}"
         key = proxy.get("key")
         if conf.has_public_key(proxy):
             yield _ok(

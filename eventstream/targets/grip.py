@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import requests
 from gripcontrol import GripPubControl, HttpStreamFormat
@@ -110,10 +110,8 @@ def kick_items(channel: str, user_id: str, name: str) -> list[dict[str, Any]]:
 
 
 def grip_name(control_uri: str) -> str:
-    """Return the target name of a proxy, without credentials: logs and the admin show it."""
-    parts = urlsplit(control_uri)
-    location = parts.netloc.rpartition("@")[2]
-    return "grip:" + urlunsplit((parts.scheme, location, parts.path, "", ""))
+    """Return the target name of a proxy: logs and the admin show it."""
+    return f"grip:{conf.without_credentials(control_uri)}"
 
 
 class _BoundedAdapter(HTTPAdapter):

@@ -578,7 +578,8 @@ def test_doctor_finds_keys_that_do_not_match(settings: Settings) -> None:
     printed = run("doctor", code=2)
 
     assert "ERROR: Grip-Sig of http://127.0.0.1:1/: what is signed" in printed
-    settings.GRIP_PROXIES = [{"control_uri": "http://127.0.0.1:1/", "key": key}]
+    # With a password for whatever is in front of it, which is not shown.
+    settings.GRIP_PROXIES = [{"control_uri": "http://u:p@127.0.0.1:1/", "key": key}]
     assert "OK: Grip-Sig of http://127.0.0.1:1/" in run("doctor", code=1)
 
 

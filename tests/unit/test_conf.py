@@ -275,6 +275,27 @@ def test_impossible_proxy_is_an_error_by_check_and_by_use(
         conf.grip_prefix() if name == "PREFIX" else conf.grip_proxies()
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"verify_key": "k" * 32},
+        {"key": "k" * 32, "verify_key": "-----BEGIN PUBLIC KEY-----"},
+    ],
+    ids=["W005", "E020", "E023"],
+)
+def test_password_of_a_proxy_is_not_shown(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str]
+) -> None:
+    uri = "http://user:password@127.0.0.1:5561"
+    settings.GRIP_PROXIES = [{"control_uri": uri, **keys}]
+    monkeypatch.setattr(checks, "find_spec", {}.get)
+
+    (found,) = checks.check_settings(None)
+
+    assert found.msg.startswith("The GRIP proxy http://127.0.0.1:5561 ")
+
+
 def test_password_of_a_bus_is_not_shown(settings: Settings) -> None:
     settings.EVENTSTREAM_REDIS = "redis://:pass/word@localhost/0"
 
