@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import HttpResponse
 from django.test import RequestFactory
+from django.views.debug import ExceptionReporter, SafeExceptionReporterFilter
 from django_grip import GripMiddleware
 from pytest_django import Settings
 
@@ -294,6 +296,34 @@ def test_password_of_a_proxy_is_not_shown(
     (found,) = checks.check_settings(None)
 
     assert found.msg.startswith("The GRIP proxy http://127.0.0.1:5561 ")
+
+
+class Filter(SafeExceptionReporterFilter):
+    hidden_settings = re.compile(
+        f"{SafeExceptionReporterFilter.hidden_settings.pattern}|GRIP_URL|REDIS|BROKER",
+        re.IGNORECASE,
+    )
+
+
+@pytest.mark.parametrize("is_filtered", [False, True])
+def test_report_of_an_error_hides_what_docs_security_says(
+    settings: Settings, is_filtered: bool
+) -> None:
+    request: Any = RequestFactory().get("/")
+    if is_filtered:
+        request.exception_reporter_filter = Filter()
+        settings.GRIP_URL = f"http://127.0.0.1:5561/?key={KEY}"
+        settings.EVENTSTREAM_REDIS = f"redis://:{KEY}@127.0.0.1/0"
+        settings.CELERY_BROKER_URL = f"redis://:{KEY}@127.0.0.1/0"
+    else:
+        settings.GRIP_PROXIES = [{"control_uri": "http://127.0.0.1:5561", "key": KEY}]
+        settings.EVENTSTREAM_REDIS = {"host": "127.0.0.1", "password": KEY}
+
+    reporter = ExceptionReporter(request, ValueError, ValueError("text"), None)
+    report = reporter.get_traceback_text() + reporter.get_traceback_html()
+
+    assert "EVENTSTREAM_REDIS" in report
+    assert KEY not in report
 
 
 def test_password_of_a_bus_is_not_shown(settings: Settings) -> None:
