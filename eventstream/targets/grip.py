@@ -93,7 +93,8 @@ def kick_items(channel: str, user_id: str, name: str) -> list[dict[str, Any]]:
     Args:
         channel: The event channel.
         user_id: Primary key as text.
-        name: Of the item's ids; the proxy drops one that it has seen within id_cache_ttl.
+        name: What its ids end with, another for each kick of the channel: the proxy drops an
+            item whose id it has seen within id_cache_ttl.
     """
     text = sse.encode_error(
         "forbidden",
@@ -101,6 +102,8 @@ def kick_items(channel: str, user_id: str, name: str) -> list[dict[str, Any]]:
         {"channels": [channel]},
     )
     meta = {"require_sub": conf.grip_prefix() + channel_name(channel)}
+    # With the channel, as rows of several outboxes may have the same number.
+    name = f"{quote_channel(channel)}-{name}"
     error = GripItem(HttpStreamFormat(text), id=f"kick-{name}", meta=meta)
     close = GripItem(HttpStreamFormat(close=True), id=f"close-{name}", meta=meta)
     items: list[dict[str, Any]] = [error.export(), close.export()]
