@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 60.0
 """How long a channel that nobody reads is kept up to date: reconnecting is then cheap."""
 
+MOST_IDLE = 10_000
+"""How many, as a client may ask for any and be gone: 20 MB, and those with a tail its size."""
+
 _NAMES_PER_QUERY = 500
 
 
@@ -95,13 +98,14 @@ class Channels:
             self.fill(state, state.wanted)
 
     async def leave_idle(self, now: float) -> None:
-        """Forget the channels that nobody has read for a while."""
-        idle = [
-            state
-            for state in self
-            if not state.subscribers and now - state.idle_since > IDLE_SECONDS
-        ]
-        for state in idle:
+        """Forget the channels that nobody has read for a while, or the first of too many."""
+        idle = [state for state in self if not state.subscribers]
+        old = {state for state in idle if now - state.idle_since > IDLE_SECONDS}
+        spare = len(idle) - MOST_IDLE
+        if spare > len(old):
+            live = (state for state in idle if state.is_live)  # not while it is joined
+            old.update(sorted(live, key=lambda state: state.idle_since)[:spare])
+        for state in old:
             if state.subscribers:
                 continue  # somebody came while another was being unsubscribed
             del self._states[state.name]

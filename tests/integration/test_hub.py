@@ -1027,6 +1027,27 @@ async def test_call_whose_connection_was_cut_is_made_once_more() -> None:
     assert (answer, calls) == ("answer", 2)
 
 
+async def test_no_more_idle_channels_are_kept_than_there_is_room_for(
+    bus: BusTarget, server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may ask for any, ten at a time, and be gone."""
+    monkeypatch.setattr("eventstream.hub.channels.MOST_IDLE", 3)
+    channels = get_hub().channels
+    read = await Stream("read").open()
+    for number in range(6):
+        await (await Stream(f"idle-{number}").open()).close()
+
+    await channels.leave_idle(time.monotonic())
+
+    kept = {"read", "idle-3", "idle-4", "idle-5"}
+    assert {state.name for state in channels} == kept
+    topics = {topic.encode() for topic in (kick_topic(), *map(event_topic, kept))}
+    async with asyncio.timeout(30):
+        while set(server.client.pubsub_channels()) != topics:  # noqa: ASYNC110  Redis tells nobody
+            await asyncio.sleep(0.01)
+    await read.close()
+
+
 async def test_channel_that_is_read_again_while_another_is_left_is_kept(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
