@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
@@ -160,7 +161,8 @@ def take_grant(request: HttpRequest) -> Grant | None:
 def _forget_parameter(request: HttpRequest) -> None:
     query = request.GET.copy()
     del query[_PARAMETER]
-    text = query.urlencode()
+    # Not by its own way to write it, in the client's charset, which may not have all of it.
+    text = urlencode(list(query.lists()), doseq=True, errors="replace")
     request.GET = query  # type: ignore[assignment]
     request.META["QUERY_STRING"] = text
     # What servers write into their access logs: uvicorn from the scope, gunicorn from these.

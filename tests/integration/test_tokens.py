@@ -308,6 +308,20 @@ def test_channel_manager_finds_the_token_s_user_in_the_request(
 # --- not to be seen
 
 
+@pytest.mark.parametrize(
+    ("charset", "name"), [("ascii", "%ff"), ("unicode_escape", "%5Cud800")]
+)
+def test_token_is_taken_out_whatever_the_rest_is_written_in(
+    proxy: dict[str, str], charset: str, name: str
+) -> None:
+    """A client says how its query is to be read, also where that cannot be written."""
+    headers = {**proxy, "Content-Type": f"text/plain; charset={charset}"}
+
+    response = Client().get(f"/events/?channel={name}&token=x", headers=headers)
+
+    assert error(response)["condition"] == "token-invalid"
+
+
 @pytest.mark.parametrize("rest", ["", "&channel=a%2Fb"])
 def test_what_servers_log_is_without_the_token(user: User, rest: str) -> None:
     """gunicorn writes RAW_URI or QUERY_STRING, of the same environment, when it is done."""
