@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
@@ -47,6 +47,7 @@ _PARAMETER = "token"
 _SALT = "eventstream.subscribe"
 _OPERATOR_SALT = "eventstream.operator"  # a token of one kind is none of the other
 _SCHEME = "bearer "
+_KEPT = "_eventstream_token"
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,20 @@ def make_operator_token(user: AbstractBaseUser, channel: str) -> str:
     return OPERATOR_PREFIX + signer.sign_object(content, compress=True)
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A token that is out of its request; nothing that is shown it shows the text."""
+
+    text: str = field(repr=False)
+    is_in_header: bool
+
+
 @sensitive_variables()
-def take_grant(request: HttpRequest) -> Grant | None:
-    """Return what the request's token says, None if it has none.
+def hide_token(request: HttpRequest) -> None:
+    """Take the token out of the request, and keep it for take_grant.
 
-    The token is taken out of the request, so that no log, error page or reporter that is
-    shown the request afterwards can show it. The header wins over the query.
-
-    Raises:
-        ExpiredTokenError: A new one will do.
-        InvalidTokenError: It is none of this site's, or its account is not active.
+    So no log, error page or reporter that is shown the request afterwards can show it, also
+    where nobody asks what it says. The header wins over the query.
     """
     header = request.META.get("HTTP_AUTHORIZATION", "")
     token = ""
@@ -148,12 +153,25 @@ def take_grant(request: HttpRequest) -> Grant | None:
     if _PARAMETER in request.GET:
         token = token or request.GET.get(_PARAMETER, "") or "-"
         _forget_parameter(request)
-    if not token:
+    if token:
+        request.__dict__[_KEPT] = _Taken(token, is_in_header)
+
+
+def take_grant(request: HttpRequest) -> Grant | None:
+    """Return what the request's token says, None if it has none. It is in no request after.
+
+    Raises:
+        ExpiredTokenError: A new one will do.
+        InvalidTokenError: It is none of this site's, or its account is not active.
+    """
+    hide_token(request)
+    taken: _Taken | None = request.__dict__.pop(_KEPT, None)
+    if taken is None:
         return None
     try:
-        return read_subscribe_token(token, now=time.time())
+        return read_subscribe_token(taken.text, now=time.time())
     except TokenError as error:
-        error.is_in_header = is_in_header
+        error.is_in_header = taken.is_in_header
         raise
 
 

@@ -39,6 +39,7 @@ from eventstream.hub import get_hub
 from eventstream.hub.writing import write_stream
 from eventstream.limits import Slot, count_open, count_open_of_user, take_slot
 from eventstream.reading import Reader, read_link, read_request
+from eventstream.tokens import hide_token
 from eventstream.transactions import outside_transactions
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ UNSUPPORTED = (
 @outside_transactions
 def events(request: HttpRequest, **view_kwargs: Any) -> HttpResponseBase:
     """Open a stream of the channels that the channel manager finds in the request."""
+    hide_token(request)
     if request.method == "OPTIONS":
         return _finish(request, HttpResponse(status=204))
     if request.method != "GET":

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from django.http import HttpResponseBase
+from django.http import HttpRequest, HttpResponseBase
 from django.utils.decorators import classonlymethod
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
@@ -25,6 +25,7 @@ from eventstream.drf.renderers import (
     BrowsableAPIEventStreamRenderer,
     SSEEventRenderer,
 )
+from eventstream.tokens import hide_token
 from eventstream.transactions import outside_transactions
 
 
@@ -71,6 +72,12 @@ class EventsViewSet(ViewSet):
         """Return the view. A stream is no transaction, whatever ATOMIC_REQUESTS says."""
         view: Callable[..., HttpResponseBase] = super().as_view(actions, **initkwargs)
         return outside_transactions(view)
+
+    def initialize_request(
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> Request:
+        hide_token(request)  # before anything can refuse it
+        return super().initialize_request(request, *args, **kwargs)
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         # A next link is signed, and asked by the proxy for a user who is not here; a

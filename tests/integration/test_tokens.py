@@ -338,6 +338,30 @@ def test_what_servers_log_is_without_the_token(user: User, rest: str) -> None:
     assert request.get_full_path() == expected
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("OPTIONS", "/events/", 204),
+        ("POST", "/events/", 405),
+        ("GET", "/events/", 429),
+        ("GET", "/api/guarded/", 401),
+    ],
+)
+def test_servers_log_no_token_of_a_request_that_is_refused(
+    user: User, settings: Settings, method: str, path: str, status: int
+) -> None:
+    settings.EVENTSTREAM_OPENS_PER_ADDRESS = 1
+    token = make_subscribe_token(user, ["a"])
+    headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {token}"}
+    client = Client()
+    client.get("/events/?channel=a")
+
+    response: Any = client.generic(method, f"{path}?token={token}", headers=headers)
+
+    assert response.status_code == status
+    assert token not in str(response.wsgi_request.META)
+
+
 class FailingManager(DefaultChannelManager):
     def can_read_channel(self, user: Any, channel: str) -> bool:
         raise RuntimeError("the project's own mistake")
