@@ -6,6 +6,7 @@
 | eventstream_tasks.E002 | error   | an unknown EVENTSTREAM_TASKS_… setting    |
 | eventstream_tasks.W001 | warning | the project's Celery app is not loaded    |
 | eventstream_tasks.W002 | warning | no time between the two time limits       |
+| eventstream_tasks.W003 | warning | beat's times are aware, the project's not |
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import current_app
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
+from django.conf import settings
 from django.core.checks import CheckMessage, Warning, register  # noqa: A004
 from django.core.exceptions import ImproperlyConfigured
 
@@ -44,6 +46,23 @@ def check_settings(
         hint = "Leave it some 30 s."
         found.append(Warning(text, hint=hint, id="eventstream_tasks.W002"))
     return found
+
+
+@register("eventstream")
+def check_beat(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check that django-celery-beat reads its times as it has written them."""
+    is_aware = getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True)
+    if settings.USE_TZ or not is_aware or not apps.is_installed("django_celery_beat"):
+        return []
+    text = "USE_TZ is off, and DJANGO_CELERY_BEAT_TZ_AWARE is not."
+    hint = (
+        "Set DJANGO_CELERY_BEAT_TZ_AWARE = False. Otherwise beat fails on SQLite, and with "
+        "PostgreSQL takes its times for UTC: each time that it starts nothing is swept for "
+        "as many hours as TIME_ZONE is ahead."
+    )
+    return [Warning(text, hint=hint, id="eventstream_tasks.W003")]
 
 
 @register("eventstream")

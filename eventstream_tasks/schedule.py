@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
+from django.conf import settings
+from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from eventstream_tasks.conf import get_options
@@ -33,7 +36,7 @@ def install_schedule() -> list[str]:
             "description": "Installed by eventstream_schedule.",
         }
         row, is_new = PeriodicTask.objects.get_or_create(
-            name=name, defaults={**values, "interval": interval}
+            name=name, defaults={**values, **_never_run(), "interval": interval}
         )
         if is_new:
             changed.append(name)
@@ -47,6 +50,17 @@ def install_schedule() -> list[str]:
             row.save()  # not update(): saving tells a running beat
             changed.append(name)
     return changed
+
+
+def _never_run() -> dict[str, Any]:
+    """Have beat run a new task at once where USE_TZ is off.
+
+    It counts from when the row was written, which it takes for UTC: east of that this is
+    in the future, and nothing would be swept for as many hours.
+    """
+    if settings.USE_TZ:
+        return {}
+    return {"last_run_at": timezone.now() - datetime.timedelta(days=1)}
 
 
 def _has_installed_timing(row: PeriodicTask) -> bool:

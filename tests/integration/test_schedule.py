@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from celery import current_app
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
+from django_celery_beat.schedulers import ModelEntry
 from pytest_django import Settings
 
 from eventstream_tasks.schedule import install_schedule
@@ -78,3 +80,17 @@ def test_task_that_is_switched_off_stays_off(settings: Settings) -> None:
 
     assert not sweep().enabled
     assert timing() == (3, "seconds", 3)
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_first_sweep_without_time_zones_waits_for_nothing(
+    settings: Settings, zone: str
+) -> None:
+    settings.USE_TZ = False
+    settings.TIME_ZONE = zone
+    settings.DJANGO_CELERY_BEAT_TZ_AWARE = False
+    PeriodicTask.objects.all().delete()
+
+    install_schedule()
+
+    assert ModelEntry(sweep(), app=current_app).is_due().is_due

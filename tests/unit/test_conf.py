@@ -460,6 +460,16 @@ def test_project_without_a_celery_app_is_warned(
     assert check_celery_app(None) == []
 
 
+def test_beat_whose_times_are_not_the_projects_is_warned_of(settings: Settings) -> None:
+    assert tasks_checks.check_beat(None) == []
+
+    settings.USE_TZ = False
+    assert ids(tasks_checks.check_beat(None)) == ["eventstream_tasks.W003"]
+
+    settings.DJANGO_CELERY_BEAT_TZ_AWARE = False
+    assert tasks_checks.check_beat(None) == []
+
+
 def test_proxies_come_from_both_settings_once(settings: Settings) -> None:
     settings.GRIP_PROXIES = [
         {"control_uri": "http://127.0.0.1:5561"},
