@@ -172,7 +172,8 @@ def _stream_path(path: str, *, is_opening: bool) -> str:
         is_opening: It is the stream's own, and not that of a link below it.
     """
     own = path if is_opening else path.rpartition("/next/")[0]
-    return escape_uri_path(own.rstrip("/")) + "/"
+    # Pushpin takes a comma for the end of the header's first value, brackets or not.
+    return escape_uri_path(own.rstrip("/")).replace(",", "%2C") + "/"
 
 
 @sensitive_variables("text", "escaped")

@@ -650,7 +650,9 @@ def test_next_link_is_for_the_proxy_only(impatient: Stack) -> None:
     caught.value.close()
 
 
-@pytest.mark.parametrize("room", ["next", "日本", "x?y", "x#y", "a b", "50%", "a;b=c"])
+@pytest.mark.parametrize(
+    "room", ["next", "日本", "x?y", "x#y", "a b", "50%", "a;b=c", "a,b"]
+)
 def test_proxy_finds_its_way_back_to_any_path(by_links: Stack, room: str) -> None:
     """Pages and what comes later are there by links alone: nothing is published."""
     channel = f"room-{room}"
