@@ -202,11 +202,12 @@ def broker_status(*, ask: bool) -> DispatchStatus:
     """Return what is known of broker and workers; asking takes about two seconds."""
     options = conf.get_options()
     app = current_app
+    queues = f"{app.conf.task_default_queue},{options.queue}"  # the project's own, too
     status = DispatchStatus(
         name="Celery",
         sweep_seconds=options.republish_every,
         prune_seconds=options.prune_every,
-        start_worker=f"celery -A {app.main} worker -Q celery,{options.queue}",
+        start_worker=f"celery -A {app.main} worker -Q {queues}",
         start_beat=f"celery -A {app.main} beat",
         queue=options.queue,
         failure_count=circuit.failure_count,

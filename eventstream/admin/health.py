@@ -199,12 +199,8 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
     else:
         text = f"None: {wake_ups.name} publishing, in the process that sends."
         yield Part("Worker", "", text)
-    for job, subject, name in zip(
-        status.jobs,
-        ("sweep", "prune"),
-        ("Sweep, by beat", "Prune, by beat"),
-        strict=True,
-    ):
+    runner = "beat" if wake_ups.start_beat else "relay"
+    for job, subject in zip(status.jobs, ("sweep", "prune"), strict=True):
         if job.state == "running":
             text = "Running now."
         elif job.state == "new":
@@ -213,7 +209,15 @@ def _parts(request: HttpRequest, health: Health) -> Iterator[Part]:
             text = "Has never run."
         else:
             text = f"Ran {describe_seconds(job.age_seconds)} ago: {job.result}."
-        yield part(subject, name, text, job.level)
+        found = part(subject, f"{subject.capitalize()}, by {runner}", text, job.level)
+        if job.state in ("late", "never") and not (found.hint or wake_ups.start_beat):
+            # No finding: where there is no target, no event waits for a sweep.
+            hint = (
+                "Keep `python manage.py eventstream relay` running: it prunes as well, and "
+                "writes the points below."
+            )
+            found = dataclasses.replace(found, hint=hint)
+        yield found
     for target in status.targets:
         if target.is_configured:
             name = "Bus" if target.kind == "bus" else f"Proxy {target.name}"

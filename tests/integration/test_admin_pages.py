@@ -574,6 +574,13 @@ def test_overview_says_what_to_start(admin_client: Client, targets: Targets) -> 
     assert "<script>" not in page.replace('<script src="', "")
 
 
+def test_overview_without_target_or_beat_says_what_sweeps(admin_client: Client) -> None:
+    page = admin_client.get(OVERVIEW).content.decode()
+
+    assert "Sweep, by relay" in page
+    assert "Keep <code>python manage.py eventstream relay</code> running" in page
+
+
 def test_status_is_what_the_panel_shows(admin_client: Client, targets: Targets) -> None:
     stuck(targets)
 

@@ -153,6 +153,16 @@ def test_flags_are_reached_with_the_brokers_tls(
     assert flags.connection_pool.connection_class is redis.SSLConnection
 
 
+def test_worker_that_is_to_be_started_takes_the_projects_tasks_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(current_app.conf, "task_default_queue", "mine")
+
+    status = broker.broker_status(ask=False)
+
+    assert status.start_worker.endswith(" worker -Q mine,eventstream")
+
+
 def test_task_that_has_begun_leaves_room_for_the_next_wake_up(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
