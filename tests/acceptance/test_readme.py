@@ -199,3 +199,18 @@ def test_python_that_is_shown_compiles(path: Path) -> None:
     for block in blocks:
         body = textwrap.indent(textwrap.dedent(block), "    ")
         compile(f"async def block():\n    pass\n{body}", path.name, "exec")
+
+
+def test_database_settings_of_the_guide_need_no_options_there() -> None:
+    """PostgreSQL's are none, by README.md."""
+    text = (ROOT / "docs/howto/deploy.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {"DATABASES": {"default": {"ENGINE": "django.db.backends.postgresql"}}}
+    for block in blocks:
+        if "DATABASES" in block:
+            exec(textwrap.dedent(block), names)
+
+    assert set(names["DATABASES"]["default"]["OPTIONS"]) == {
+        "pool",
+        "prepare_threshold",
+    }
