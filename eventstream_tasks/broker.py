@@ -208,7 +208,8 @@ def broker_status(*, ask: bool) -> DispatchStatus:
         sweep_seconds=options.republish_every,
         prune_seconds=options.prune_every,
         start_worker=f"celery -A {app.main} worker -Q {queues}",
-        start_beat=f"celery -A {app.main} beat",
+        # Whatever scheduler the project has: the schedule is in django-celery-beat's tables.
+        start_beat=f"celery -A {app.main} beat -S django",
         queue=options.queue,
         failure_count=circuit.failure_count,
         is_pausing=circuit.is_open(),

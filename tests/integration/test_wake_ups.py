@@ -163,6 +163,11 @@ def test_worker_that_is_to_be_started_takes_the_projects_tasks_too(
     assert status.start_worker.endswith(" worker -Q mine,eventstream")
 
 
+def test_beat_that_is_to_be_started_reads_the_schedule_from_the_database() -> None:
+    """Celery's own scheduler knows nothing of it."""
+    assert broker.broker_status(ask=False).start_beat.endswith(" beat -S django")
+
+
 def test_task_that_has_begun_leaves_room_for_the_next_wake_up(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
