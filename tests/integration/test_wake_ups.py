@@ -606,6 +606,26 @@ def test_connection_outlives_the_task(valkey: Valkey) -> None:
     close_kept()
 
 
+@pytest.mark.parametrize("environment", ["gevent", "eventlet"])
+def test_greenlet_leaves_no_connection_open(
+    monkeypatch: pytest.MonkeyPatch, environment: str
+) -> None:
+    """No other task would use it, and a worker has thousands of them."""
+    monkeypatch.setattr(
+        "eventstream_tasks.connections.detect_environment", lambda: environment
+    )
+    used = []
+
+    def look() -> None:
+        used.append(connections["default"])
+        Event.objects.count()
+
+    with_kept_connections(look)
+
+    assert used[0].connection is None
+    assert Event.objects.count() == 0  # by the caller's own
+
+
 def test_failed_wake_up_takes_its_flag_back(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
