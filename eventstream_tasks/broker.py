@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import redis
 from celery import current_app
+from django.apps import apps
 from kombu.exceptions import ChannelError
 from kombu.exceptions import OperationalError as BrokerError
 from redis.client import PubSub
@@ -203,41 +204,38 @@ def broker_status(*, ask: bool) -> DispatchStatus:
     options = conf.get_options()
     app = current_app
     queues = f"{app.conf.task_default_queue},{options.queue}"  # the project's own, too
+    # Without it beat would keep a file, in which there are no tasks of ours.
+    scheduler = " -S django" if apps.is_installed("django_celery_beat") else ""
     status = DispatchStatus(
         name="Celery",
         sweep_seconds=options.republish_every,
         prune_seconds=options.prune_every,
         start_worker=f"celery -A {app.main} worker -Q {queues}",
-        # Whatever scheduler the project has: the schedule is in django-celery-beat's tables.
-        start_beat=f"celery -A {app.main} beat -S django",
+        start_beat=f"celery -A {app.main} beat{scheduler}",
         queue=options.queue,
+        broker="of the settings",
         failure_count=circuit.failure_count,
         is_pausing=circuit.is_open(),
     )
-    connection = connect_broker(app, options.wake_timeout)
-    with connection:
-        status = replace(status, broker=connection.as_uri())
-        if not ask:
-            return status
-        try:
-            connection.ensure_connection(max_retries=1, timeout=options.wake_timeout)
-            waiting = _count_waiting(connection, options.queue)
-            workers = _count_workers(app, connection, options.queue)
-        except FAILURES as error:
-            return replace(status, error=f"{type(error).__name__}: {error}")
-    return replace(status, waiting_count=waiting, worker_count=workers)
-
-
-def _count_waiting(connection: Any, queue: str) -> int | None:
-    channel = connection.default_channel
     try:
-        # Redis' own count: a declaration would create the queue where there is none.
-        return int(channel.client.llen(queue))
-    except AttributeError:  # another transport
-        return None
+        with connect_broker(app, options.wake_timeout) as connection:
+            status = replace(status, broker=connection.as_uri())
+            if not ask:
+                return status
+            connection.ensure_connection(max_retries=1, timeout=options.wake_timeout)
+            return replace(
+                status,
+                waiting_count=_length(connection.channel(), options.queue),
+                worker_count=_count_workers(app, connection, options.queue),
+            )
+    except Exception as error:
+        # Of any kind, where URL, password or virtual host is wrong.
+        return replace(status, error=f"{type(error).__name__}: {error}")
 
 
-def _count_workers(app: Any, connection: Any, queue: str) -> int:
+def _count_workers(app: Any, connection: Any, queue: str) -> int | None:
+    if not app.conf.worker_enable_remote_control:
+        return None  # they answer nobody
     inspect = app.control.inspect(timeout=WORKER_SECONDS, connection=connection)
     replies = inspect.active_queues() or {}
     return sum(

@@ -232,8 +232,10 @@ def _check_status(using: str) -> Iterator[Finding]:
     bad = {finding.subject for finding in status.findings}
     wake_ups = status.wake_ups
     if wake_ups.broker and not bad & {"broker", "worker"}:
-        workers = describe_count(wake_ups.worker_count or 0, "worker")
-        text = f"{wake_ups.broker} answers; {workers} for {wake_ups.queue!r}"
+        text = f"{wake_ups.broker} answers"
+        if wake_ups.worker_count is not None:
+            workers = describe_count(wake_ups.worker_count, "worker")
+            text += f"; {workers} for {wake_ups.queue!r}"
         yield _ok("broker", text)
     for job in status.jobs:
         name = "sweep" if job.name == Job.REPUBLISH else job.name

@@ -90,11 +90,14 @@ def _facts(status: Status) -> list[list[str]]:
         ["wake-ups", wake_ups.name],
     ]
     if wake_ups.broker:
-        state = wake_ups.error or "not asked"
+        known = []
         if wake_ups.worker_count is not None:
-            state = f"answers; {describe_count(wake_ups.worker_count, 'worker')}"
+            known.append(describe_count(wake_ups.worker_count, "worker"))
         if wake_ups.waiting_count is not None:
-            state += f", {describe_count(wake_ups.waiting_count, 'task')} waiting"
+            known.append(f"{describe_count(wake_ups.waiting_count, 'task')} waiting")
+        state = wake_ups.error or "not asked"
+        if known:
+            state = f"answers; {', '.join(known)}"
         facts.append(["broker", f"{wake_ups.broker}: {state}"])
     return facts
 

@@ -82,7 +82,10 @@ def _judge_sweep(status: Status) -> Iterator[Finding]:
     elif wake_ups.worker_count and not wake_ups.waiting_count:
         text = _unswept(status, "beat")
         text += ": a worker is there, and nothing asks it to sweep."
-        hint = f"Start beat: `{wake_ups.start_beat}`. Until then: {_RELAY}."
+        hint = (
+            f"Start beat: `{wake_ups.start_beat}`, and see that its task "
+            f"`eventstream.republish` is enabled. Until then: {_RELAY}."
+        )
     elif wake_ups.worker_count:
         tasks = describe_count(wake_ups.waiting_count or 0, "task")
         text += f", and {tasks} wait in the queue {wake_ups.queue!r}: too few workers."

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack, closing
 
@@ -14,7 +18,7 @@ from tests.support.browser import browsing
 from tests.support.nginx import Nginx
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import postgres
-from tests.support.processes import wait_for
+from tests.support.processes import ROOT, wait_for
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.sse import Stream, numbers
 from tests.support.stack import Stack, running
@@ -40,6 +44,22 @@ def test_rabbitmq_carries_the_tasks_and_redis_stays_the_bus() -> None:
             assert web is not None
             assert "amqp://guest:**@127.0.0.1" in worker.output()
             assert "takes no wake-up" not in web.output()
+            worker.kill()
+            stack.send("alerts")  # of another partition
+            waiting = re.compile(r"No worker takes .* 'eventstream'; \d tasks? wait")
+            wait_for(lambda: waiting.search(look(stack)), "RabbitMQ has the task")
+            wrong = rabbitmq.url.replace("guest@", "wrong@")
+            stack.env["ES_SET"] = json.dumps({**settings, "CELERY_BROKER_URL": wrong})
+            assert "does not answer: AccessRefused" in look(stack)
+
+
+def look(stack: Stack) -> str:
+    done = subprocess.run(
+        [sys.executable, "manage.py", "eventstream", "status"],
+        cwd=ROOT, env={**os.environ, **stack.env}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return done.stdout
 
 
 def test_pgbouncer_in_transaction_mode_between_all_and_the_database() -> None:

@@ -1,0 +1,95 @@
+"""What is told of broker and workers, whatever the project's Celery settings are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import current_app
+from pytest_django import Settings
+
+from eventstream.dispatch import DispatchStatus
+from eventstream.status import get_status
+from tests.support.valkey import Valkey
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def use(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return what makes a URL the broker's."""
+
+    def set_broker(url: str) -> None:
+        settings.EVENTSTREAM_DISPATCHER = "eventstream_tasks.dispatch.CeleryDispatcher"
+        monkeypatch.setattr(current_app.conf, "broker_url", url)
+        monkeypatch.setattr(current_app.conf, "broker_write_url", url)
+
+    return set_broker
+
+
+def change(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+    changes: Any = current_app.conf.changes
+    monkeypatch.setitem(changes, name, value)
+
+
+def ask() -> DispatchStatus:
+    return get_status(ask=True).wake_ups
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("reddis://127.0.0.1/0", "KeyError: 'No such transport: reddis"),
+        ("redis://127.0.0.1:six/0", "ValueError: Port could not be cast"),
+        ("sentinel://127.0.0.1:1", "ValueError: 'master_name'"),
+    ],
+)
+def test_broker_that_cannot_be_is_told(
+    use: Callable[[str], None], url: str, error: str
+) -> None:
+    use(url)
+
+    (first, *_) = get_status(ask=True).findings
+
+    assert first.subject == "broker"
+    assert f"does not answer: {error}" in first.text
+    assert "mend CELERY_BROKER_URL" in first.hint
+
+
+def test_workers_that_answer_nobody_are_not_missed(
+    use: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("memory://")
+    assert ask().worker_count == 0
+
+    monkeypatch.setitem(current_app.conf.changes, "worker_enable_remote_control", False)
+
+    assert ask().worker_count is None
+
+
+def test_tasks_that_wait_are_counted_whatever_their_priority(
+    use: Callable[[str], None],
+) -> None:
+    with Valkey() as valkey:
+        use(valkey.url)
+        assert ask().waiting_count == 0
+        # As kombu names the lists of a queue.
+        for name in ("eventstream", "eventstream\x06\x169"):
+            valkey.client.lpush(name, "{}")
+
+        assert ask().waiting_count == 2
+
+
+def test_beat_is_to_read_its_tables_and_a_worker_all_queues(
+    use: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("memory://")
+    change(monkeypatch, "task_default_queue", "all")
+
+    found = ask()
+
+    assert found.start_beat == f"celery -A {current_app.main} beat -S django"
+    assert found.start_worker == (
+        f"celery -A {current_app.main} worker -Q all,eventstream"
+    )
