@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from django.db import Error, connections
 
 from eventstream import conf, jobs, pausing
-from eventstream.console.overview import has_several_outboxes
+from eventstream.console.outboxes import has_several_outboxes, tell_away, try_each
 from eventstream.console.screen import Screen
 from eventstream.models import PausedTarget
 from eventstream.relay import NO_TARGET, Outcome, Report, pending, relay_partition
@@ -31,24 +31,24 @@ def republish(
     screen: Screen, *, databases: Sequence[str], targets: Sequence[str]
 ) -> int:
     """Publish whatever waits, due or not; say what became of each target."""
-    work = [
-        (using, partition, name)
-        for using in databases
-        for partition, name in pending(using)
-        if not targets or name in targets
-    ]
     reports: dict[tuple[str, str], list[Report]] = {}
-    with screen.progress("Partitions", len(work)) as advance:
-        for using, partition, name in work:
-            report = relay_partition(using, partition, name, force=True)
-            reports.setdefault((using, name), []).append(report)
-            advance(1)
+
+    def publish(using: str) -> None:
+        work = [each for each in pending(using) if not targets or each[1] in targets]
+        with screen.progress("Partitions", len(work)) as advance:
+            for partition, name in work:
+                report = relay_partition(using, partition, name, force=True)
+                reports.setdefault((using, name), []).append(report)
+                advance(1)
+
+    away = try_each(databases, publish)
     levels = _show_reports(screen, reports) if reports else []
-    levels += [
-        level for using in databases for level in _show_paused(screen, using, targets)
-    ]
-    if not levels:
+    for using in databases:
+        if using not in away:
+            levels += _show_paused(screen, using, targets)
+    if not levels and not away:
         screen.line("Nothing was waiting.")
+    tell_away(away)
     return 2 if Level.ERROR in levels else 0
 
 
@@ -172,14 +172,17 @@ def _set_when_told_to_end(stopped: threading.Event) -> Iterator[None]:
 
 def prune(screen: Screen, *, dry_run: bool) -> int:
     """Delete what is past the retention, or say how much that is."""
-    for using in conf.get_options().databases:
+
+    def delete(using: str) -> None:
         total = jobs.count_prunable(using)
         if dry_run:
             screen.line(f"{using}: {describe_count(total, 'event')} would be deleted.")
-            continue
+            return
         with screen.progress(f"Deleting from {using}", total) as advance:
             result = jobs.prune(using, on_batch=advance)
         screen.line(f"{using}: {result or 'another process is pruning'}.")
+
+    tell_away(try_each(conf.get_options().databases, delete))
     return 0
 
 

@@ -12,7 +12,8 @@ from django.core.management.base import CommandError
 
 from eventstream import conf
 from eventstream.api import EventState, send_event
-from eventstream.console.overview import format_instant, has_several_outboxes
+from eventstream.console.outboxes import has_several_outboxes, tell_away, try_each
+from eventstream.console.overview import format_instant
 from eventstream.console.screen import Screen
 from eventstream.exceptions import InvalidEventError
 from eventstream.models import Event, EventKind
@@ -150,16 +151,21 @@ def show_undelivered(
     """Write which events have not reached which target, why, and since when."""
     state = DEAD if is_dead else WAITING
     rows: list[dict[str, Any]] = []
-    for using in databases:
+
+    def find(using: str) -> None:
         # Without any target, events wait for their ids only.
         for name in targets or list(get_targets()) or [""]:
             search = Search(target=name, state=state)
             found = find_undelivered(using, search, limit=limit)
-            rows += [
+            rows.extend(
                 {"database": using, **_row(item, lack)}
                 for item in found.events
                 for lack in item.lacks
-            ]
+            )
+
+    away = try_each(databases, find)
+    if not rows:
+        tell_away(away)
     if as_json:
         screen.line(json.dumps(rows))
     elif not rows:
@@ -180,6 +186,7 @@ def show_undelivered(
         screen.table(columns, [[row[name] for name in columns] for row in rows])
         if len(rows) >= limit:
             screen.line(f"The first {limit} of each target; more with --limit.")
+    tell_away(away)
     return 1 if rows else 0
 
 

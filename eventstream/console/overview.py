@@ -7,9 +7,17 @@ import json
 import time
 from typing import Any
 
+from django.db import DatabaseError
+
 from eventstream import conf
+from eventstream.console.outboxes import (
+    describe_away,
+    has_several_outboxes,
+    tell_away,
+    try_each,
+)
 from eventstream.console.screen import LEVEL_WORDS, Screen
-from eventstream.status import Level, Status, TargetStatus, get_all
+from eventstream.status import Level, Status, TargetStatus, get_status
 from eventstream.words import describe_count, describe_seconds
 
 EXIT_CODES = {Level.OK: 0, Level.WARNING: 1, Level.ERROR: 2}
@@ -22,17 +30,30 @@ def show_status(
 ) -> int:
     """Write the state of every outbox; return the exit code."""
     while True:
-        states = get_all(ask=ask)
-        if as_json:
+        states, away = _look(ask=ask)
+        if as_json and states:
             content: Any = [state.as_dict() for state in states]
-            screen.line(json.dumps(content[0] if len(content) == 1 else content))
-        else:
+            screen.line(json.dumps(content if has_several_outboxes() else content[0]))
+        elif not as_json:
             for state in states:
                 write_status(screen, state)
+        if watch is None or as_json:
+            tell_away(away)
         if watch is None:
             return max(EXIT_CODES[state.level] for state in states)
+        for using, error in away.items():
+            screen.finding(Level.ERROR, "database", describe_away(error, using), "")
         screen.flush()
         time.sleep(watch)
+
+
+def _look(*, ask: bool) -> tuple[list[Status], dict[str, DatabaseError]]:
+    states: list[Status] = []
+
+    def look(using: str) -> None:
+        states.append(get_status(using, ask=ask))
+
+    return states, try_each(conf.get_options().databases, look)
 
 
 def write_status(screen: Screen, status: Status) -> None:
@@ -124,11 +145,6 @@ def _seconds(seconds: float | None) -> str | None:
 
 def _ago(seconds: float | None) -> str:
     return "never" if seconds is None else f"{describe_seconds(seconds)} ago"
-
-
-def has_several_outboxes() -> bool:
-    """Say whether an outbox is to be named."""
-    return len(conf.get_options().databases) > 1
 
 
 def format_instant(at: datetime.datetime | None) -> str | None:

@@ -28,7 +28,6 @@ __all__ = [
     "Level",
     "Status",
     "TargetStatus",
-    "get_all",
     "get_status",
 ]
 
@@ -46,8 +45,3 @@ def get_status(using: str | None = None, *, ask: bool = False) -> Status:
     """
     found = Survey(using or conf.get_options().databases[0], ask=ask).status()
     return judge(found)
-
-
-def get_all(*, ask: bool = False) -> list[Status]:
-    """Return the health of every outbox. Raises what get_status raises."""
-    return [get_status(using, ask=ask) for using in conf.get_options().databases]

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
+from django.db import DatabaseError
 from django.db.models import F, OuterRef, Subquery
 from django.db.models.functions import Coalesce
 
@@ -52,10 +53,7 @@ class Survey:
             get_storage().count_written(using)
         )
         self._wake_ups = get_dispatcher().status(ask=ask)
-        # Every process reports in the first database.
-        since = self._now - datetime.timedelta(seconds=PROXY_SECONDS)
-        reports = Holder.objects.using(conf.get_options().databases[0])
-        self._reports = list(reports.filter(seen_at__gte=since).order_by("name"))
+        self._reports = self._read_reports()
 
     def status(self) -> Status:
         targets = self._targets()
@@ -86,6 +84,19 @@ class Survey:
             dead_letter_count=letters,
             reader_count=sum(holder.stream_count for holder in holders),
         )
+
+    def _read_reports(self) -> list[Holder]:
+        """Return who holds streams; nobody, if that is elsewhere and out of reach."""
+        # Every process reports in the first database.
+        first = conf.get_options().databases[0]
+        since = self._now - datetime.timedelta(seconds=PROXY_SECONDS)
+        reports = Holder.objects.using(first).filter(seen_at__gte=since)
+        try:
+            return list(reports.order_by("name"))
+        except DatabaseError:
+            if first == self._using:
+                raise
+            return []
 
     def _age(self, at: datetime.datetime | None) -> float | None:
         return None if at is None else max(0.0, (self._now - at).total_seconds())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from celery import current_app
@@ -29,7 +28,8 @@ def use(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 def change(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
-    changes: Any = current_app.conf.changes
+    changes = current_app.conf.changes
+    assert changes is not None
     monkeypatch.setitem(changes, name, value)
 
 
@@ -63,7 +63,7 @@ def test_workers_that_answer_nobody_are_not_missed(
     use("memory://")
     assert ask().worker_count == 0
 
-    monkeypatch.setitem(current_app.conf.changes, "worker_enable_remote_control", False)
+    change(monkeypatch, "worker_enable_remote_control", False)
 
     assert ask().worker_count is None
 

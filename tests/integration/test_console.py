@@ -17,7 +17,7 @@ from functools import partial
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.db.models.functions import Now
 from pytest_django import Settings
 
@@ -28,6 +28,7 @@ from eventstream.management.commands.eventstream import Command
 from eventstream.models import Cursor, DeadLetter, Event, EventKind, Job, PausedTarget
 from eventstream.relay import relay_all
 from eventstream.rows import partition_of
+from eventstream.status import Status, get_status
 from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 from tests.integration.test_relay import ago
@@ -42,9 +43,9 @@ pytestmark = [
 Targets = dict[str, RecordingTarget]
 
 
-def run(*arguments: str, code: int = 0) -> str:
+def run(*arguments: str, code: int = 0, out: io.StringIO | None = None) -> str:
     """Run a subcommand and return what it printed."""
-    out = io.StringIO()
+    out = out or io.StringIO()
     with contextlib.ExitStack() as stack:
         if code:
             ended = stack.enter_context(pytest.raises(SystemExit))
@@ -133,6 +134,32 @@ def test_status_exits_with_1_for_a_warning(targets: Targets) -> None:
     run("pause", "a", "--reason", "new certificate")
 
     assert "WARNING: a: Paused for" in run("status", code=1)
+
+
+def test_watched_status_outlives_a_database_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[str] = []
+
+    def look(using: str, *, ask: bool) -> Status:
+        looks.append(using)
+        if len(looks) == 2:
+            raise OperationalError("no route to it")
+        return get_status(using)
+
+    def wait(seconds: float) -> None:
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("eventstream.console.overview.get_status", look)
+    monkeypatch.setattr("eventstream.console.overview.time.sleep", wait)
+
+    lines = run("status", "--watch", "1", code=130).splitlines()
+
+    told = [n for n, line in enumerate(lines) if line.endswith("no route to it")]
+    heads = [n for n, line in enumerate(lines) if line.startswith("eventstream at ")]
+    assert heads[0] < told[0] < heads[1]
+    assert lines[told[0]].startswith("ERROR: database: The database does not answer")
 
 
 # --- send, tail, undelivered

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import re
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.management.base import CommandError
 from django.db import OperationalError, connections, transaction
 from django.db.backends.utils import CursorWrapper
 from django.db.models.functions import Now
 from django.test import Client
 from pytest_django import Settings
 
-from eventstream import channel_permission_changed, get_current_event_id, send_event
+from eventstream import (
+    channel_permission_changed,
+    get_current_event_id,
+    metrics,
+    send_event,
+)
 from eventstream.exceptions import InvalidChannelError, InvalidTokenError
 from eventstream.models import Event, EventKind
 from eventstream.reading import Reader, read_page
@@ -179,6 +186,36 @@ def test_relay_without_celery_goes_on_where_it_can(
 
     assert targets["a"].ids("orders") == [1]
     assert "default: 2 events" in output  # one for each target
+
+
+@pytest.mark.usefixtures("without_other")
+def test_outbox_that_is_away_hides_no_other(
+    targets: dict[str, RecordingTarget],
+) -> None:
+    targets["a"].is_down = True
+    send_event("orders", "message", 1, using="default")
+    republish.apply()
+    away = "The database 'other' does not answer.* other is away$"
+
+    def look(*command: str) -> str:
+        with pytest.raises(CommandError, match=away) as ended:
+            run(*command, out=(out := io.StringIO()))
+        assert ended.value.returncode == 3
+        return out.getvalue()
+
+    status = look("status")
+    assert status.startswith("eventstream of 'default' at ")
+    assert "ERROR: a: Failing" in status
+    (state,) = json.loads(look("status", "--json"))
+    assert state["using"] == "default"
+    (row,) = json.loads(look("undelivered", "--json"))
+    assert (row["database"], row["target"]) == ("default", "a")
+    assert look("prune", "--dry-run") == "default: 0 events would be deleted.\n"
+    targets["a"].is_down = False
+    assert look("republish").splitlines()[1].split()[:3] == ["default", "a", "1"]
+    shown = metrics.collect().decode()
+    assert 'eventstream_up{database="default"} 1.0' in shown
+    assert 'eventstream_up{database="other"} 0.0' in shown
 
 
 def test_account_is_asked_for_where_it_is_written(settings: Settings) -> None:

@@ -21,12 +21,12 @@ from eventstream.console import (
     overview,
 )
 from eventstream.console.arguments import number, whole
+from eventstream.console.outboxes import EXIT_UNKNOWN, describe_away
 from eventstream.console.screen import make_screen
 from eventstream.exceptions import EventStreamError
 from eventstream.log import NO_END
 
 DAY = 86_400
-EXIT_UNKNOWN = 3
 EXIT_NOBODY_READS = 141  # as a shell has it of those whom SIGPIPE has ended
 
 
@@ -280,10 +280,7 @@ bench-proxy pushpin:5561 --seconds 5 --bytes 1000""",
                 f"{error} `python manage.py check` says more.", returncode=EXIT_UNKNOWN
             ) from error
         except DatabaseError as error:
-            raise CommandError(
-                f"The database does not answer, or is not migrated: {error}",
-                returncode=EXIT_UNKNOWN,
-            ) from error
+            raise CommandError(describe_away(error), returncode=EXIT_UNKNOWN) from error
         if code:
             sys.exit(code)
 
