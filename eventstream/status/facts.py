@@ -117,7 +117,8 @@ class JobStatus:
     """A periodic job: the sweep ("republish") or "prune".
 
     Attributes:
-        state: "ok", "running", "failed", "late", "never", or "new" if its first run is not due.
+        state: "ok", "running", "failed", "unfinished" if it began and none has succeeded for
+            long, "late", "never", or "new" if its first run is not due.
         age_seconds: Since it last succeeded; None if it never did.
         due_seconds: After how long it counts as late.
     """

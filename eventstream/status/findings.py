@@ -66,6 +66,14 @@ def _judge_failures(status: Status) -> Iterator[Finding]:
             text = f"Its last run {job.result.rstrip('.')}. It {since}."
             hint = "The worker's log has the traceback."
             yield Finding(job.level, subject, text, hint)
+        elif job.state == "unfinished":
+            began = (status.checked_at - (job.started_at or status.checked_at)).seconds
+            text = (
+                f"A run began {describe_seconds(began)} ago and has not ended, and none "
+                f"has succeeded for {describe_seconds(job.age_seconds or 0)}."
+            )
+            hint = "If that stays so, the worker is killed or hangs: its log says more."
+            yield Finding(job.level, subject, text, hint)
 
 
 def _judge_sweep(status: Status) -> Iterator[Finding]:

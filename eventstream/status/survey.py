@@ -40,6 +40,8 @@ from eventstream.storage import get_storage
 from eventstream.targets import get_targets
 from eventstream.targets.base import Target
 
+_UNFINISHED = "unfinished", Level.WARNING
+
 
 class Survey:
     """One look at one outbox: the facts, without what is wrong about them."""
@@ -210,11 +212,16 @@ class Survey:
         }[name]
         row = Job.objects.using(self._using).filter(name=name).first()
         age = self._age(row.finished_at) if row else None
+        is_long = age is None or age > due
+        is_new = row is not None and (self._age(row.started_at) or 0) <= due
         if row and row.lease_until and row.lease_until > self._now:
-            state, level = "running", Level.OK
-        elif row and row.has_failed and (self._age(row.started_at) or 0) <= due:
-            is_long = age is None or age > due
+            # Of one that is killed or hangs each time the lease is as a rule still there.
+            is_first = age is None or not is_long
+            state, level = ("running", Level.OK) if is_first else _UNFINISHED
+        elif row and row.has_failed and is_new:
             state, level = "failed", Level.ERROR if is_long else Level.WARNING
+        elif is_new and age is not None and is_long:
+            state, level = _UNFINISHED
         elif age is None and name == Job.PRUNE and self._is_young(due):
             state, level = "new", Level.OK
         elif age is None:

@@ -109,7 +109,7 @@ def test_events_that_nobody_relays_are_late(targets: Targets) -> None:
     run_jobs()
     send_events([EventSpec(f"room-{n}", "message", n) for n in range(20)])
     Event.objects.filter(position__isnull=True).update(created=Now() - ago(301))
-    Job.objects.update(finished_at=Now() - ago(301))
+    Job.objects.update(started_at=Now() - ago(301), finished_at=Now() - ago(301))
 
     status = get_status()
 
@@ -126,7 +126,8 @@ def test_sweep_is_late_after_a_minute(
     targets: Targets, seconds: float, state: str
 ) -> None:
     run_jobs()
-    Job.objects.filter(name="republish").update(finished_at=Now() - ago(seconds))
+    at = Now() - ago(seconds)
+    Job.objects.filter(name="republish").update(started_at=at, finished_at=at)
 
     assert get_status().jobs[0].state == state
 
@@ -182,6 +183,26 @@ def test_sweep_that_is_running_is_not_late(targets: Targets) -> None:
     Job.objects.create(name="republish", lease_until=Now() + ago(5))
 
     assert get_status().jobs[0].state == "running"
+
+
+@pytest.mark.parametrize("lease", [5, -1])
+def test_sweep_that_is_killed_each_time_is_told(targets: Targets, lease: int) -> None:
+    run_jobs()
+    Job.objects.filter(name="republish").update(
+        finished_at=Now() - ago(600),
+        started_at=Now() - ago(3),
+        lease_until=Now() + ago(lease),
+    )
+
+    status = get_status()
+
+    assert status.jobs[0].state == "unfinished"
+    (finding,) = status.findings
+    assert (finding.subject, finding.level) == ("sweep", Level.WARNING)
+    assert "has not ended, and none has succeeded for 10 min." in finding.text
+    # One that only takes long has had a predecessor.
+    Job.objects.update(finished_at=Now() - ago(20))
+    assert get_status().findings == []
 
 
 def test_dead_letters_are_counted_and_told(targets: Targets) -> None:
