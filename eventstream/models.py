@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from eventstream.instants import InstantField
 
@@ -190,7 +191,7 @@ class PausedTarget(models.Model):
 
     def describe(self) -> str:
         """Return since when the target is paused, and why, in words."""
-        since = self.since.strftime("%Y-%m-%d %H:%M:%S")
+        since = timezone.localtime(self.since).strftime("%Y-%m-%d %H:%M:%S")
         text = f"{self.name} is paused since {since}"
         return f"{text}: {self.reason}" if self.reason else text
 

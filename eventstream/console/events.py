@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from django.core.management.base import CommandError
+from django.core.serializers.json import DjangoJSONEncoder
 
 from eventstream import conf
 from eventstream.api import EventState, send_event
@@ -167,7 +168,7 @@ def show_undelivered(
     if not rows:
         tell_away(away)
     if as_json:
-        screen.line(json.dumps(rows))
+        screen.line(json.dumps(rows, cls=DjangoJSONEncoder))
     elif not rows:
         screen.line("No dead letters." if is_dead else "Nothing is undelivered.")
     else:
@@ -183,6 +184,8 @@ def show_undelivered(
         ]
         if has_several_outboxes():
             columns.insert(0, "database")
+        for row in rows:
+            row["since"] = format_instant(row["since"])
         screen.table(columns, [[row[name] for name in columns] for row in rows])
         if len(rows) >= limit:
             screen.line(f"The first {limit} of each target; more with --limit.")
@@ -197,10 +200,10 @@ def _row(item: UndeliveredEvent, lack: Lack) -> dict[str, Any]:
         "channel": event.channel + " (kick)" * (event.kind == EventKind.KICK),
         "id": None if event.eid is None else str(event.eid),
         "target": lack.target or "none",
-        "since": format_instant(event.created),
+        "since": event.created,
         "age": describe_seconds(item.age_seconds),
         "attempts": lack.attempts,
-        "next_attempt": format_instant(lack.next_attempt),
+        "next_attempt": lack.next_attempt,
         "why": _why(event, lack),
     }
 

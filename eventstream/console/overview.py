@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from django.db import DatabaseError
+from django.utils import timezone
 
 from eventstream import conf
 from eventstream.console.outboxes import (
@@ -59,7 +60,7 @@ def _look(*, ask: bool) -> tuple[list[Status], dict[str, DatabaseError]]:
 def write_status(screen: Screen, status: Status) -> None:
     """Write one outbox's state: what is wrong first, then the parts."""
     name = f" of {status.using!r}" if has_several_outboxes() else ""
-    at = status.checked_at.strftime("%Y-%m-%d %H:%M:%S")
+    at = timezone.localtime(status.checked_at).strftime("%Y-%m-%d %H:%M:%S %z")
     screen.line(f"eventstream{name} at {at}: {LEVEL_WORDS[status.level]}", status.level)
     if not status.findings:
         screen.line(status.summary)
@@ -147,6 +148,6 @@ def _ago(seconds: float | None) -> str:
     return "never" if seconds is None else f"{describe_seconds(seconds)} ago"
 
 
-def format_instant(at: datetime.datetime | None) -> str | None:
-    """Return an instant as a table has it."""
-    return None if at is None else at.strftime("%Y-%m-%d %H:%M:%S")
+def format_instant(at: datetime.datetime) -> str:
+    """Return an instant as a table has it: in the project's time, as in admin and logs."""
+    return timezone.localtime(at).strftime("%Y-%m-%d %H:%M:%S")

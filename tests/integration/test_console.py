@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import json
 import os
@@ -294,6 +295,24 @@ def test_undelivered_names_event_target_and_reason_and_no_data(
     assert first.split()[1:4] == ["orders", "1", "a"]
     assert second.endswith("it has no id yet: no relay has come by")
     assert "secret" not in printed
+
+
+def test_times_are_the_projects(targets: Targets, settings: Settings) -> None:
+    send(1)
+    at = datetime.datetime(2026, 1, 5, 20, 30, tzinfo=datetime.UTC)
+    Event.objects.update(created=at)
+    run("pause", "a")
+    PausedTarget.objects.update(since=at)
+    settings.TIME_ZONE = "Asia/Kathmandu"
+
+    head = run("status", code=2).splitlines()[0]
+    rows = run("undelivered", code=1)
+    (row, _) = json.loads(run("undelivered", "--json", code=1))
+
+    assert head.endswith(" +0545: ERROR")
+    assert "a       2026-01-06 02:15:00" in rows
+    assert "a is paused since 2026-01-06 02:15:00" in rows
+    assert datetime.datetime.fromisoformat(row["since"]) == at
 
 
 def test_undelivered_is_limited_for_each_target(targets: Targets) -> None:
