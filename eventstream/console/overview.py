@@ -87,7 +87,9 @@ def write_status(screen: Screen, status: Status) -> None:
 
 def _target_row(target: TargetStatus, status: Status) -> list[object]:
     confirmed = target.confirmed_at
-    age = (status.checked_at - confirmed).total_seconds() if confirmed else None
+    age = None
+    if confirmed:  # since it was checked, it may be
+        age = max(0.0, (status.checked_at - confirmed).total_seconds())
     error = " ".join(target.last_error.split())
     return [
         target.name,

@@ -49,12 +49,13 @@ class Survey:
     def __init__(self, using: str, *, ask: bool) -> None:
         self._using = using
         self._ask = ask
+        # First, as it may take seconds, in which the relay goes on.
+        self._wake_ups = get_dispatcher().status(ask=ask)
         self._now = database_now(using)
         self._configured = get_targets()
         self._numbered_count, self._unnumbered_count, self._unnumbered_at = (
             get_storage().count_written(using)
         )
-        self._wake_ups = get_dispatcher().status(ask=ask)
         self._reports = self._read_reports()
 
     def status(self) -> Status:

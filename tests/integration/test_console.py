@@ -119,6 +119,16 @@ def test_status_exits_with_0_when_all_is_well() -> None:
     assert run("status").splitlines()[1] == "Every event has reached every target."
 
 
+def test_success_during_the_look_is_no_negative_time_ago() -> None:
+    send(1)
+    jobs.republish("default")
+    Cursor.objects.update(confirmed_at=Now() + ago(5))
+
+    (row,) = [line for line in run("status").splitlines() if line.startswith("a ")]
+
+    assert "0 ms ago" in row
+
+
 def test_status_as_json_is_one_document() -> None:
     send(2)
     jobs.republish("default")
