@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib.admin.utils import quote
+from django.db import DatabaseError
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.urls import reverse
@@ -20,6 +21,7 @@ from eventstream.status import (
     COUNT_LIMIT,
     Finding,
     HolderStatus,
+    Level,
     Status,
     TargetStatus,
     get_status,
@@ -83,7 +85,7 @@ class Part:
 
 def look(request: HttpRequest, *, ask: bool = False) -> Health:
     """Find out how the installation is. `ask` may take seconds if something hangs."""
-    status = get_status(alias(), ask=ask)
+    status = with_others(get_status(alias(), ask=ask))
     targets = {target.name: target for target in status.targets}
     items = []
     for finding in status.findings:
@@ -93,11 +95,36 @@ def look(request: HttpRequest, *, ask: bool = False) -> Health:
     return Health(status, headline(status), items, ask)
 
 
+def with_others(status: Status) -> Status:
+    """Add what is wrong with the outboxes that the admin does not show."""
+    others = [name for name in conf.get_options().databases if name != status.using]
+    findings = [*status.findings, *(found for u in others for found in _judge(u))]
+    findings.sort(key=lambda finding: -finding.level.rank)
+    level = findings[0].level if findings else Level.OK
+    return dataclasses.replace(status, findings=findings, level=level)
+
+
+def _judge(using: str) -> Iterator[Finding]:
+    subject = f"outbox {using!r}"
+    try:
+        status = get_status(using)
+    except DatabaseError:
+        text = "Its database does not answer, or is not migrated."
+        hint = "`python manage.py eventstream doctor`."
+        yield Finding(Level.ERROR, subject, text, hint)
+    else:
+        if status.findings:
+            hint = "`python manage.py eventstream status`: these pages show another."
+            yield Finding(status.level, subject, status.summary, hint)
+
+
 def headline(status: Status) -> str:
     """Say in one sentence whether events arrive."""
     count = status.undelivered_count
     if not count:
-        return "Every event has reached every target."
+        is_only = len(conf.get_options().databases) == 1
+        which = "" if is_only else f" of {status.using!r}"
+        return f"Every event{which} has reached every target."
     events = f"{describe_count(count, 'event')} {'has' if count == 1 else 'have'}"
     if not status.findings:
         return f"{events} not reached every target yet; nothing is late."

@@ -20,6 +20,7 @@ from pytest_django import Settings
 from eventstream import (
     channel_permission_changed,
     get_current_event_id,
+    jobs,
     metrics,
     send_event,
 )
@@ -149,11 +150,15 @@ def test_test_that_may_use_one_database_may_send_there() -> None:
 def without_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Database `other`, which is asked first, is away."""
     settings.EVENTSTREAM_DATABASES = ["other", "default"]
+    _take_away("other", monkeypatch)
+
+
+def _take_away(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     execute = CursorWrapper._execute  # type: ignore[attr-defined]
 
     def fail(self: Any, *args: Any) -> Any:
-        if self.db.alias == "other":
-            raise OperationalError("other is away")
+        if self.db.alias == alias:
+            raise OperationalError(f"{alias} is away")
         return execute(self, *args)
 
     monkeypatch.setattr(CursorWrapper, "_execute", fail)
@@ -216,6 +221,30 @@ def test_outbox_that_is_away_hides_no_other(
     shown = metrics.collect().decode()
     assert 'eventstream_up{database="default"} 1.0' in shown
     assert 'eventstream_up{database="other"} 0.0' in shown
+
+
+def test_admin_tells_of_the_outboxes_that_it_does_not_show(
+    targets: dict[str, RecordingTarget],
+    admin_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for using in ("default", "other"):
+        jobs.republish(using)
+    url = "/admin/eventstream/"
+    well = admin_client.get(url).content.decode()
+    assert "Every event of &#x27;default&#x27; has reached every target." in well
+    assert "outbox &#x27;other&#x27;" not in well
+
+    targets["a"].is_down = True
+    send_event("orders", "message", 1, using="other")
+    relay_all("other")
+    failing = admin_client.get(url).content.decode()
+    assert "outbox &#x27;other&#x27;</strong>: a: Failing" in failing
+    assert "not delivering" in failing
+
+    _take_away("other", monkeypatch)
+    away = admin_client.get(url).content.decode()
+    assert "outbox &#x27;other&#x27;</strong>: Its database does not answer" in away
 
 
 def test_account_is_asked_for_where_it_is_written(settings: Settings) -> None:
