@@ -203,6 +203,12 @@ def broker_status(*, ask: bool) -> DispatchStatus:
     """Return what is known of broker and workers; asking takes about two seconds."""
     options = conf.get_options()
     app = current_app
+    if app.conf.task_always_eager:  # there need be neither
+        return DispatchStatus(
+            name="Celery, eager",
+            sweep_seconds=options.republish_every,
+            prune_seconds=options.prune_every,
+        )
     queues = f"{app.conf.task_default_queue},{options.queue}"  # the project's own, too
     # Without it beat would keep a file, in which there are no tasks of ours.
     scheduler = " -S django" if apps.is_installed("django_celery_beat") else ""

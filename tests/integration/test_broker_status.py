@@ -93,3 +93,12 @@ def test_beat_is_to_read_its_tables_and_a_worker_all_queues(
     assert found.start_worker == (
         f"celery -A {current_app.main} worker -Q all,eventstream"
     )
+
+
+def test_eager_tasks_miss_neither_broker_nor_worker(
+    use: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("redis://127.0.0.1:1/0")
+    change(monkeypatch, "task_always_eager", True)
+
+    assert get_status(ask=True).findings == []
