@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 
 import pytest
 from celery import current_app
+from django.db.models.functions import Now
 from pytest_django import Settings
 
+from eventstream import jobs
 from eventstream.dispatch import DispatchStatus
+from eventstream.models import Job
 from eventstream.status import get_status
+from tests.integration.test_console import run
 from tests.support.valkey import Valkey
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -102,3 +107,18 @@ def test_eager_tasks_miss_neither_broker_nor_worker(
     change(monkeypatch, "task_always_eager", True)
 
     assert get_status(ask=True).findings == []
+
+
+def test_sweep_that_waits_for_the_broker_is_not_well(
+    use: Callable[[str], None],
+) -> None:
+    jobs.republish("default")
+    at = Now() - datetime.timedelta(minutes=10)
+    Job.objects.update(started_at=at, finished_at=at)
+    use("redis://127.0.0.1:1/0")
+
+    printed = run("doctor", code=2)
+
+    assert "does not answer" in printed
+    assert "no sweep has run for 10 min." in printed
+    assert "OK: sweep" not in printed
