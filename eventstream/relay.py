@@ -140,6 +140,7 @@ def relay_partition(
         return Report(Outcome.DONE, storage.number_all(using, partition))
     target = get_targets().get(target_name)
     if target is None:
+        flag.lower()  # a worker with newer settings may know it
         return Report(Outcome.UNKNOWN, error=f"{target_name} is not in the settings")
     return _Relay(storage, using, partition, target, flag).run(force=force)
 

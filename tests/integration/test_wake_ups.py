@@ -190,6 +190,17 @@ def test_task_that_has_begun_leaves_room_for_the_next_wake_up(
     assert valkey.client.exists(wake_flag("default", PARTITION, "bus"))
 
 
+def test_task_of_a_target_that_this_worker_does_not_know_leaves_room(
+    valkey: Valkey,
+) -> None:
+    flag = wake_flag("default", PARTITION, "grip:http://new")
+    valkey.client.set(flag, "queued")
+
+    tasks.publish.apply(args=("default", PARTITION, "grip:http://new"))
+
+    assert not valkey.client.exists(flag)
+
+
 def test_event_that_commits_right_after_the_last_look_wakes_somebody(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
