@@ -179,7 +179,9 @@ def _of_outboxes(states: list[Status]) -> Iterator[Any]:
         "oldest_undelivered_seconds", "Age of the first of these, 0 if none."
     )
     letters = gauge("dead_letters", "Dead letters stored, 10,001 for more.")
-    health = gauge("health", "0 well, 1 warnings, 2 errors: as `eventstream status`.")
+    health = gauge(
+        "health", "0 well, 1 warnings, 2 errors: as `eventstream status --offline`."
+    )
     readers = GaugeMetricFamily(
         "eventstream_readers", "Streams held.", labels=["database", "holder"]
     )

@@ -37,7 +37,8 @@ class JobAdmin(ReadOnlyAdmin[Job]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
         running = Q(lease_until__gte=Now())
-        on_time = running
+        # Of one that is killed each time the lease is as a rule still there.
+        on_time = running & Q(finished_at=None)
         for name, seconds in OVERDUE_SECONDS.items():
             limit = Now() - datetime.timedelta(seconds=seconds)
             on_time |= Q(name=name, finished_at__gte=limit)

@@ -909,8 +909,14 @@ def test_jobs_that_never_ran_are_named(admin_client: Client) -> None:
 
 @pytest.mark.parametrize(
     ("finished", "leased", "is_overdue"),
-    [(10, None, False), (301, None, True), (None, None, True), (None, 60, False)],
-    ids=["lately", "long ago", "never finished", "running"],
+    [
+        (10, None, False),
+        (301, None, True),
+        (None, None, True),
+        (None, 60, False),
+        (301, 60, True),
+    ],
+    ids=["lately", "long ago", "never finished", "running", "killed each time"],
 )
 def test_a_job_is_overdue_when_it_has_not_finished_lately(
     admin_client: Client,
