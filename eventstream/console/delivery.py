@@ -25,6 +25,9 @@ from eventstream.words import describe_count
 logger = logging.getLogger(__name__)
 
 PRUNE_SECONDS = 600.0
+FAILING_SECONDS = 10.0
+"""A target that has failed for so long is tried in no further partition: one that hangs costs
+its time limit in each, and the others wait for it."""
 
 
 def republish(
@@ -32,12 +35,24 @@ def republish(
 ) -> int:
     """Publish whatever waits, due or not; say what became of each target."""
     reports: dict[tuple[str, str], list[Report]] = {}
+    failing_seconds: dict[str, float] = {}
+
+    def relay(using: str, partition: int, name: str) -> Report:
+        if failing_seconds.get(name, 0) > FAILING_SECONDS:
+            text = "the last were not tried, as it took too long"
+            return Report(Outcome.FAILED, error=text)
+        started = time.monotonic()
+        report = relay_partition(using, partition, name, force=True)
+        if report.outcome is Outcome.FAILED:
+            passed = time.monotonic() - started
+            failing_seconds[name] = failing_seconds.get(name, 0) + passed
+        return report
 
     def publish(using: str) -> None:
         work = [each for each in pending(using) if not targets or each[1] in targets]
         with screen.progress("Partitions", len(work)) as advance:
             for partition, name in work:
-                report = relay_partition(using, partition, name, force=True)
+                report = relay(using, partition, name)
                 reports.setdefault((using, name), []).append(report)
                 advance(1)
 

@@ -386,6 +386,22 @@ def test_republish_says_why_it_failed(targets: Targets) -> None:
     assert targets["b"].ids("orders") == [1]
 
 
+def test_republish_does_not_wait_for_a_target_in_each_partition(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs takes seven seconds each time."""
+    monkeypatch.setattr(delivery, "FAILING_SECONDS", 0)
+    targets["a"].is_down = True
+    for number in range(8):
+        send(1, f"room-{number}")
+
+    rows = run("republish", code=2).splitlines()
+
+    assert Cursor.objects.filter(attempts__gt=0).count() == 1
+    assert rows[1].endswith("a is down; the last were not tried, as it took too long")
+    assert rows[2].split()[:2] == ["b", "8"]
+
+
 def test_republish_says_that_a_target_is_paused_and_that_events_wait(
     targets: Targets,
 ) -> None:
