@@ -150,7 +150,8 @@ def _judge_wake_ups(status: Status) -> Iterator[Finding]:
             Level.ERROR,
             "worker",
             f"No worker takes tasks from the queue {wake_ups.queue!r}{tasks}{unswept}.",
-            f"Start one: `{wake_ups.start_worker}`. Until then: {_RELAY}.",
+            f"Start one: `{wake_ups.start_worker}`. Until then: {_RELAY}. If there is one, "
+            "with `-P solo`, it answers once its task is done.",
         )
 
 

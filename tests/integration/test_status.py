@@ -237,7 +237,8 @@ WAKE_UPS = DispatchStatus(
             "worker",
             "No worker takes tasks from the queue 'eventstream'; 1 task waits; no sweep has "
             "ever run.",
-            "Start one: `START WORKER`",
+            "Start one: `START WORKER`. Until then: `python manage.py eventstream relay`. If "
+            "there is one, with `-P solo`, it answers once its task is done.",
         ),
         (
             {"error": "timed out"},
