@@ -20,6 +20,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from eventstream import values
+from eventstream.redisclients import connect
 
 MAX_CHANNEL_LENGTH = 255
 MAX_EVENT_TYPE_LENGTH = 255
@@ -62,7 +63,7 @@ SETTINGS = [
     Setting("DISPATCHER", _dispatcher, "Dotted path of the class that wakes the relay on commit. Celery's where eventstream_tasks is installed, else inline.", values.class_path),
     Setting("DATABASES", ["default"], "Database aliases that have an outbox.", values.databases),
     Setting("REDIS", None, "URL, or dict of redis-py's arguments, of the Redis or Valkey that is the bus between the relay and the web processes that hold streams themselves. With Sentinel the dict has sentinels, a list of (host, port), and service_name.", values.redis_server),
-    Setting("REDIS_PREFIX", "eventstream:", "Prefix of the names used there, so that several projects can share one server.", values.text),
+    Setting("REDIS_PREFIX", "eventstream:", "Prefix of the names used there, so that several projects can share one server. Those with the same prefix need a number of its databases each.", values.text),
     Setting("PARTITIONS", 16, "Number of partitions. More spread work over more workers; each costs a row and a wake-up.", values.integer(1, 4096)),
     Setting("RETENTION", 24 * 3600, "Seconds for which events are kept. A client away for longer gets a stream-reset.", values.seconds(60, 10 * 365 * 86400)),
     Setting("MAX_EVENT_BYTES", 262_144, "Largest data of an event, in bytes of UTF-8. A proxy refuses whole POSTs over 1,000,000.", values.integer(1, 900_000)),
@@ -191,6 +192,20 @@ def redis_arguments() -> dict[str, Any] | None:
     return {"url": value} if isinstance(value, str) else dict(value)
 
 
+@cache
+def bus_prefix() -> str:
+    """Return what the names of the bus' messages begin with.
+
+    The number of the Redis' database is in it, unless that is 0: keys are a database's, and
+    messages the whole server's. Another installation, on a number of its own, would give
+    its events to our readers.
+    """
+    options, arguments = get_options(), redis_arguments() or {}
+    pool = connect(arguments, timeout=1).connection_pool  # opens none
+    number = int(pool.connection_kwargs.get("db") or 0)
+    return f"{options.redis_prefix}{number}:" if number else options.redis_prefix
+
+
 def allowed_origins() -> set[str]:
     """Return the origins that may read the stream, in lower case as browsers send them."""
     options = get_options()
@@ -263,6 +278,7 @@ def grip_prefix() -> str:
 def _forget(*, setting: str, **_: object) -> None:
     if setting.startswith(("EVENTSTREAM_", "GRIP_")) or setting == "INSTALLED_APPS":
         get_options.cache_clear()
+        bus_prefix.cache_clear()
         grip_prefix.cache_clear()
         load.cache_clear()
 

@@ -21,12 +21,12 @@ BUS = "bus"
 
 def event_topic(channel: str) -> str:
     """Return the pub/sub channel that carries an event channel."""
-    return f"{conf.get_options().redis_prefix}events:{channel}"
+    return f"{conf.bus_prefix()}events:{channel}"
 
 
 def kick_topic() -> str:
     """Return the pub/sub channel that carries withdrawn permissions."""
-    return f"{conf.get_options().redis_prefix}kicks"
+    return f"{conf.bus_prefix()}kicks"
 
 
 def decode(payload: bytes) -> list[list[Any]]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from pytest_django import Settings
 
 from eventstream.exceptions import PublishUnavailableError
 from eventstream.models import EventKind
 from eventstream.redisclients import connect, connect_async
 from eventstream.rows import OutboxRow
-from eventstream.targets.bus import BusTarget, _messages, decode
+from eventstream.targets.bus import (
+    BusTarget,
+    _messages,
+    decode,
+    event_topic,
+    kick_topic,
+)
 from tests.support.processes import free_port
 
 
@@ -88,3 +95,26 @@ def test_url_of_a_bus_takes_no_limit_away() -> None:
     for client in (sync, hub):
         kept = client.connection_pool.connection_kwargs
         assert (kept["client_name"], kept["db"], kept["password"]) == ("a&b", 3, "p/w")
+
+
+@pytest.mark.parametrize(
+    ("server", "prefix"),
+    [
+        (None, "eventstream:"),
+        ("redis://127.0.0.1:6379", "eventstream:"),
+        ("redis://127.0.0.1:6379/0", "eventstream:"),
+        ("redis://127.0.0.1:6379/1", "eventstream:1:"),
+        ("redis://127.0.0.1:6379?db=2", "eventstream:2:"),
+        ("unix:///run/valkey.sock?db=3", "eventstream:3:"),
+        ({"host": "127.0.0.1", "db": 4}, "eventstream:4:"),
+        ({"sentinels": [("a", 1)], "service_name": "s", "db": 5}, "eventstream:5:"),
+    ],
+)
+def test_database_of_the_server_is_part_of_each_name(
+    settings: Settings, server: object, prefix: str
+) -> None:
+    """What is published is heard in all of them, unlike keys."""
+    settings.EVENTSTREAM_REDIS = server
+
+    assert event_topic("a") == f"{prefix}events:a"
+    assert kick_topic() == f"{prefix}kicks"
