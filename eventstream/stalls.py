@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from django.db.models import Min
+import datetime
+
+from django.db.models import Min, Q
 
 from eventstream.models import Cursor, Event, EventKind
 from eventstream.signals import channel_stalled
@@ -14,41 +16,50 @@ MAX_CHANNELS = 100
 def report_stalls(status: Status) -> int:
     """Send channel_stalled for each channel of which a target is late; return how many.
 
-    Costs a query for each partition that is late, and nothing if nobody listens.
+    Costs a query for each partition that is late, and one for what has no id yet; nothing if
+    nobody listens.
     """
     if not channel_stalled.has_listeners():
         return 0
+    before = status.checked_at - datetime.timedelta(seconds=LATE_SECONDS)
     sent = 0
     for target in status.targets:
         if target.state not in ("failing", "behind"):
             continue
-        left = MAX_CHANNELS
+        # One partition tries a failing target for all: its answer is the others', too.
+        reason = target.last_error or "no relay has come by"
+        late: dict[str, tuple[object, str]] = {}
         for partition in target.partitions:
-            at = partition.oldest_at
-            if at is None or (status.checked_at - at).total_seconds() < LATE_SECONDS:
+            if partition.oldest_at is None or partition.oldest_at > before:
                 continue
-            for channel, since in _waiting(status.using, target.name, partition.number)[
-                :left
-            ]:
-                channel_stalled.send_robust(
-                    Event,
-                    using=status.using,
-                    channel=channel,
-                    target=target.name,
-                    since=since,
-                    reason=partition.last_error or "no relay has come by",
-                )
-                left -= 1
-                sent += 1
+            mark = Cursor.objects.using(status.using).filter(
+                target=target.name, partition=partition.number
+            )
+            waiting = Q(
+                partition=partition.number, position__gt=mark.values("watermark")[:1]
+            )
+            for channel, since in _oldest(status.using, waiting, before):
+                late[channel] = (since, partition.last_error or reason)
+        for channel, since in _oldest(status.using, Q(position=None), before):
+            late.setdefault(channel, (since, reason))
+        for channel, (since, why) in list(late.items())[:MAX_CHANNELS]:
+            channel_stalled.send_robust(
+                Event,
+                using=status.using,
+                channel=channel,
+                target=target.name,
+                since=since,
+                reason=why,
+            )
+            sent += 1
     return sent
 
 
-def _waiting(using: str, target: str, partition: int) -> list[tuple[str, object]]:
-    mark = Cursor.objects.using(using).filter(target=target, partition=partition)
+def _oldest(
+    using: str, waiting: Q, before: datetime.datetime
+) -> list[tuple[str, object]]:
     rows = Event.objects.using(using).filter(
-        partition=partition,
-        kind=EventKind.EVENT,
-        position__gt=mark.values("watermark")[:1],
+        waiting, kind=EventKind.EVENT, created__lte=before
     )
     oldest = rows.values("channel").annotate(since=Min("created")).order_by("since")
     return list(oldest.values_list("channel", "since")[:MAX_CHANNELS])

@@ -211,9 +211,9 @@ def _row(item: UndeliveredEvent, lack: Lack) -> dict[str, Any]:
 def _why(event: Event, lack: Lack) -> str:
     if lack.pause:
         return lack.pause
-    if event.position is None:
-        return "it has no id yet: no relay has come by"
-    return lack.error or "no relay has tried yet"
+    if lack.error or event.position is not None:
+        return lack.error or "no relay has tried yet"
+    return "it has no id yet: no relay has come by"
 
 
 def choose_databases(using: str | None) -> list[str]:

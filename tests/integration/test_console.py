@@ -295,16 +295,33 @@ def test_undelivered_names_event_target_and_reason_and_no_data(
     relay_all("default")
     send_event("orders", "message", "secret")
 
-    printed = run("undelivered", "--target", "a", code=1)
+    printed = run("undelivered", code=1)
 
-    header, first, second = printed.splitlines()
+    header, first, second, other = printed.splitlines()
     assert header.split() == [
         "event", "channel", "id", "target", "since", "age", "attempts", "why",
     ]  # fmt: skip
     assert first.endswith("a is down")
     assert first.split()[1:4] == ["orders", "1", "a"]
-    assert second.endswith("it has no id yet: no relay has come by")
+    assert second.endswith("a is down")
+    assert other.endswith("it has no id yet: no relay has come by")
     assert "secret" not in printed
+
+
+def test_event_that_waits_for_another_partitions_attempt_says_why(
+    targets: Targets,
+) -> None:
+    """Of the only target: it has no id yet, as nobody else has given it one."""
+    del targets["b"]
+    targets["a"].is_down = True
+    for number in range(5):
+        send(1, f"room-{number}")
+    relay_all("default")
+    assert Event.objects.filter(position=None).exists()
+
+    rows = json.loads(run("undelivered", "--json", code=1))
+
+    assert {row["why"] for row in rows} == {"a is down"}
 
 
 def test_times_are_the_projects(targets: Targets, settings: Settings) -> None:

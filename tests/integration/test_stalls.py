@@ -8,6 +8,7 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
+from pytest_django import Settings
 
 from eventstream import EventSpec, jobs, send_event, send_events
 from eventstream.models import Event, Sample
@@ -56,6 +57,42 @@ def test_stalled_channel_is_told_with_its_target_and_reason(
 
     samples = Sample.objects.count()
     assert stalls == ([("orders", "a", "a is down")] * samples if is_told else [])
+
+
+def test_channels_that_wait_for_another_partitions_attempt_are_told(
+    targets: Targets, stalls: list[object]
+) -> None:
+    """Of the only target: nobody else has given ids to their events."""
+    del targets["b"]
+    targets["a"].is_down = True
+    channels = [f"room-{n}" for n in range(5)]
+    for channel in channels:
+        send_event(channel, "message", 1)
+    relay_all("default")
+    age(90)
+    assert Event.objects.filter(position=None).exists()
+
+    report_stalls(get_status())
+
+    assert set(stalls) == {(channel, "a", "a is down") for channel in channels}
+    assert len(stalls) == len(channels)
+
+
+def test_channel_that_waits_for_a_moment_is_not_told(
+    targets: Targets, stalls: list[object], settings: Settings
+) -> None:
+    settings.EVENTSTREAM_PARTITIONS = 1
+    targets["a"].is_down = True
+    send_event("orders", "message", 1)
+    relay_all("default")
+    age(90)
+    send_event("rooms", "message", 1)
+    send_event("orders", "message", 2)
+    relay_all("default")
+
+    report_stalls(get_status())
+
+    assert stalls == [("orders", "a", "a is down")]
 
 
 def test_paused_target_stalls_nobody(targets: Targets, stalls: list[object]) -> None:
