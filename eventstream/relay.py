@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.db import InterfaceError, OperationalError, connections
 
@@ -58,6 +58,11 @@ event."""
 READ_CALLS = 4
 """How many calls' worth of bytes is read at once: what a relay has in memory, once or, while
 it is behind, twice."""
+TURN = 1.0
+"""Seconds after which a sweep goes on with the next partition, and comes back to this one: one
+whose events come faster than they can be relayed would never let it go."""
+LONGEST_SWEEP = 8.0
+"""Seconds after which a sweep comes back to none: the next one does."""
 NO_TARGET = ""
 """The target of a wake-up that only numbers: where nothing is configured to publish to."""
 
@@ -66,6 +71,7 @@ class Outcome(enum.Enum):
     """How a call of relay_partition ended."""
 
     DONE = "done"
+    MORE = "more"  # its turn is over; whoever comes next goes on
     BUSY = "busy"  # another relay has the lease, and will look again after releasing it
     WAITING = "waiting"  # it failed a moment ago; not due yet
     FAILED = "failed"
@@ -110,6 +116,27 @@ class WakeFlag:
         """Wait a moment for what senders want next, and say whether there is something."""
         return False
 
+    def is_over(self) -> bool:
+        """Say whether it has been at work for so long that others are to have their turn."""
+        return False
+
+    def hand_on(self) -> bool:
+        """Have another relay go on, after those; say whether one will."""
+        return False
+
+
+class _Turn(WakeFlag):
+    """A sweep's: it comes back to whatever has more."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + TURN
+
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._until
+
+    def hand_on(self) -> bool:
+        return True
+
 
 def relay_partition(
     using: str,
@@ -151,26 +178,41 @@ def relay_all(
     """Relay every partition that has work and is due. What the sweep calls.
 
     One that fails in a way of its own, as its rows are locked or its target raises what it
-    likes, is passed over and logged.
+    likes, is passed over and logged. One that has more after its turn has another when all
+    have had theirs.
 
     Args:
         using: Database alias.
         ends: What is not passed over, such as a worker's time limit.
     """
-    reports = {}
-    for partition, name in pending(using):
-        try:
-            report = relay_partition(using, partition, name)
-        except ends:
+    reports: dict[tuple[int, str], Report] = {}
+    until = time.monotonic() + LONGEST_SWEEP
+    while True:
+        has_more = False
+        for pair in pending(using):
+            before = reports.get(pair, Report(Outcome.DONE))
+            if before.outcome is Outcome.FAILED:
+                continue
+            report = _relay_in_turn(using, *pair, ends=ends)
+            count = before.event_count + report.event_count
+            reports[pair] = replace(report, event_count=count)
+            has_more = has_more or report.outcome is Outcome.MORE
+        if not has_more or time.monotonic() >= until:
+            return reports
+
+
+def _relay_in_turn(
+    using: str, partition: int, name: str, *, ends: tuple[type[Exception], ...]
+) -> Report:
+    try:
+        return relay_partition(using, partition, name, flag=_Turn())
+    except ends:
+        raise
+    except Exception as error:
+        if not connections[using].is_usable():
             raise
-        except Exception as error:
-            if not connections[using].is_usable():
-                raise
-            logger.exception("Relaying partition %s to %s failed", partition, name)
-            text = f"{type(error).__name__}: {error}"
-            report = Report(Outcome.FAILED, error=text)
-        reports[partition, name] = report
-    return reports
+        logger.exception("Relaying partition %s to %s failed", partition, name)
+        return Report(Outcome.FAILED, error=f"{type(error).__name__}: {error}")
 
 
 def pending(using: str) -> list[tuple[int, str]]:
@@ -261,6 +303,8 @@ class _Relay:
         self._flag.lower()
         if not self._lease.has_work():
             return self._report(Outcome.DONE)
+        if self._flag.is_over() and self._flag.hand_on():
+            return self._report(Outcome.MORE)
         self._flag.keep_up()
         return None
 
@@ -371,6 +415,9 @@ class _Relay:
                 continue
             # Another may have lowered it: one that had the lease before, at its end.
             self._flag.keep_up()
+            if self._flag.is_over():
+                self._finish()
+                return
             self._flag.watch()  # as more came while it was at work
             if is_steady and not is_full:
                 # Batches grow while the relay rests for as long as it worked, and the

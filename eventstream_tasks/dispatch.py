@@ -34,7 +34,11 @@ _QUEUED, _RELAYING = b"queued", b"relaying"
 
 MOST_WATCHING = 0.5
 """Most seconds for which one task waits for what is sent next, again and again: what other
-tasks of the project may have to wait for a worker at most."""
+tasks of the project may have to wait for a worker at most. One that has more to do looks as
+often whether any waits."""
+LONGEST_TURN = 5.0
+"""Seconds after which it ends whether or not any is seen to wait: of the project's own, those
+that the worker has fetched ahead are not."""
 BEGIN = 0.01
 """Seconds within which a task has begun if any worker is free."""
 
@@ -79,6 +83,8 @@ class TaskFlag(WakeFlag):
         self._is_out_of_reach = False
         self._watcher: Watcher | None = None
         self._watched_since = 0.0
+        self._began = self._looked_at = time.monotonic()
+        self._is_over = False
 
     def watch(self) -> None:
         messages = broker.connections.messages() if self._may_wait else None
@@ -100,18 +106,30 @@ class TaskFlag(WakeFlag):
                 found = self._watcher.more_comes(self._watched_since + MOST_WATCHING)
         return found
 
-    def hand_on(self) -> None:
-        """If it has watched for as long as a task may, have another one go on.
-
-        That comes after whatever waits for the worker, and before the next event, which
-        otherwise would have to wait for a task of its own.
-        """
+    def has_watched(self) -> bool:
+        """Say whether it has watched for as long as a task may."""
         since = self._watched_since
-        if since and time.monotonic() >= since + MOST_WATCHING:
-            # In no context: the trace of a busy channel's first event would never end.
-            send = Context().run(_sending, _get_app())
-            with _no_failure():
-                _enqueue([self._wanted], lambda _: send, "handed-on")
+        return since > 0 and time.monotonic() >= since + MOST_WATCHING
+
+    def is_over(self) -> bool:
+        now = time.monotonic()
+        is_due = self._may_wait and now >= self._looked_at + MOST_WATCHING
+        if is_due and not self._is_over:
+            self._looked_at = now
+            self._is_over = now >= self._began + LONGEST_TURN
+            if not (self._is_over or self._is_out_of_reach):
+                with self._no_failure():
+                    self._is_over = _others_wait()
+        return self._is_over
+
+    def hand_on(self) -> bool:
+        # In no context: the trace of a busy channel's first event would never end.
+        send = Context().run(_sending, _get_app())
+        with _no_failure():
+            _enqueue([self._wanted], lambda _: send, "handed-on")
+            return True
+        self._began, self._is_over = time.monotonic(), False
+        return False
 
     @contextmanager
     def _no_failure(self) -> Iterator[None]:
@@ -179,7 +197,7 @@ class Watcher:
         until = min(time.monotonic() + LIVELY, until)
         while (now := time.monotonic()) < until:
             if now >= self._look_at:
-                if _is_any_queued() or broker.tasks_wait():
+                if _others_wait():
                     return False
                 self._look_at = now + LIVELY
             wait = min(until, self._look_at) - now
@@ -194,6 +212,11 @@ class Watcher:
 
     def close(self) -> None:
         self._messages.unsubscribe()  # type: ignore[no-untyped-call]
+
+
+def _others_wait() -> bool:
+    """Say whether any task is seen to wait for this worker."""
+    return _is_any_queued() or broker.tasks_wait()
 
 
 def _is_any_queued() -> bool:

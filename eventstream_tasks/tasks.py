@@ -69,7 +69,8 @@ def publish(self: Task[Any, Any], using: str, partition: int, target: str) -> No
         return report
 
     report = _call(self, relay)
-    if report.outcome is Outcome.DONE:
+    if report.outcome is Outcome.DONE and flag.has_watched():
+        # Before the next event, which would have to wait for a task of its own.
         flag.hand_on()
     retries = self.request.retries
     is_failing = report.outcome is Outcome.FAILED or (

@@ -131,12 +131,13 @@ def run_relay(screen: Screen, *, interval: float, once: bool) -> int:
     )
     with _set_when_told_to_end(stopped):
         while True:
-            is_due = time.monotonic() - pruned_at >= PRUNE_SECONDS
+            began = time.monotonic()
+            is_due = began - pruned_at >= PRUNE_SECONDS
             for using in conf.get_options().databases:
                 _tend(screen, using, prunes=is_due)
             if is_due:
                 pruned_at = time.monotonic()
-            if stopped.wait(interval):
+            if stopped.wait(max(0.0, began + interval - time.monotonic())):
                 return 0
 
 

@@ -16,7 +16,7 @@ from eventstream.deadletters import give_up
 from eventstream.exceptions import CannotGiveUpError
 from eventstream.models import Cursor, DeadLetter, Event
 from eventstream.pausing import pause
-from eventstream.relay import Outcome, relay_partition
+from eventstream.relay import Outcome, WakeFlag, relay_partition
 from eventstream.rows import Batch, partition_of
 from eventstream.storage import DjangoModelStorage
 from eventstream_tasks.connections import close_kept, with_kept_connections
@@ -261,3 +261,24 @@ def test_thread_ends_with_its_batch(targets: Targets) -> None:
     assert own not in names[:6]
     alive = [thread.name for thread in threading.enumerate()]
     assert "eventstream-publish" not in alive
+
+
+class Over(WakeFlag):
+    """Its turn is over from the beginning."""
+
+    def is_over(self) -> bool:
+        return True
+
+    def hand_on(self) -> bool:
+        return True
+
+
+def test_turn_that_is_over_ends_with_what_is_in_flight(targets: Targets) -> None:
+    send(20)
+
+    report = relay_partition("default", PARTITION, "a", flag=Over())
+
+    assert (report.outcome, report.event_count) == (Outcome.MORE, 6)
+    assert targets["a"].ids("orders") == list(range(1, 7))
+    cursor = Cursor.objects.get(target="a")
+    assert (cursor.watermark, cursor.lease_token) == (6, "")

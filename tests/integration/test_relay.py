@@ -6,6 +6,7 @@ import datetime
 import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -1209,6 +1210,47 @@ def test_sweep_passes_over_what_fails_in_a_way_of_its_own(
         "ValueError: no such thing"
     }
     assert sum(len(targets["b"].ids(f"room-{number}")) for number in range(5)) == 5
+
+
+def test_partition_that_never_ends_leaves_others_their_turn_in_a_sweep(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing but the sweep relays, nobody else would give them one, nor prune."""
+    hot, quiet = sorted(["orders", "elsewhere"], key=partition_of)
+    assert partition_of(hot) < partition_of(quiet)
+    monkeypatch.setattr("eventstream.relay.TURN", 0.0)
+    left = [partial(send, channel=hot)] * 49
+
+    def send_another() -> None:
+        if left:
+            left.pop()()
+
+    targets["a"].before = targets["b"].before = send_another
+    send(channel=hot)
+    send(channel=quiet)
+
+    reports = relay_all("default")
+
+    for target in targets.values():
+        channels = [channel for channel, _, _ in target.received]
+        assert channels.index(quiet) < len(channels) / 2
+        assert target.ids(hot) == list(range(1, 51))
+    assert sum(report.event_count for report in reports.values()) == 2 * 51
+    assert pending("default") == []
+
+
+def test_sweep_ends_though_a_partition_does_not(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstream.relay.TURN", 0.0)
+    monkeypatch.setattr("eventstream.relay.LONGEST_SWEEP", 0.0)
+    targets["a"].before = send
+    send()
+
+    report = relay_all("default")[PARTITION, "a"]
+
+    assert (report.outcome, report.event_count) == (Outcome.MORE, 1)
+    assert not Cursor.objects.exclude(lease_token="").exists()
 
 
 def test_clock_of_the_database_that_was_set_back_keeps_nothing_waiting(

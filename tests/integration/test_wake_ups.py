@@ -504,6 +504,88 @@ def test_relay_does_not_wait_for_ever_for_what_keeps_coming(
     assert valkey.client.get(relay.flag) == dispatch._QUEUED
 
 
+class Hot:
+    """A partition with more to publish than a task does in a turn that ends at once.
+
+    Attributes:
+        ids: Of its events, as they are published.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+        self.ids: list[int] = []
+        settings.EVENTSTREAM_BATCH_SIZE = 2
+        monkeypatch.setattr(dispatch, "MOST_WATCHING", 0.0)
+        monkeypatch.setattr(BusTarget, "publish", self._publish)
+        relay_partition("default", PARTITION, "bus")  # makes the cursor
+        for _ in range(10):
+            send("orders", "message", "hot")
+
+    def _publish(self, items: Sequence[Item]) -> None:
+        self.ids += [item.eid or json.loads(item.body)[0] for item in items]
+
+    def relay(self) -> None:
+        tasks.publish("default", PARTITION, "bus")
+        close_kept()
+        assert not Cursor.objects.exclude(lease_token="").exists()
+
+
+def test_relay_that_has_more_makes_room_for_a_task_that_waits(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    """With one worker, an event of another partition waited for all of a backlog."""
+    hot = Hot(monkeypatch, settings)
+    valkey.client.delete("eventstream")  # it has begun
+    send("elsewhere", "message", 1)
+
+    hot.relay()
+
+    assert hot.ids == [1, 2]
+    assert waiting(valkey) == 2  # the other, and one that goes on behind it
+    flag = wake_flag("default", PARTITION, "bus")
+    assert valkey.client.get(flag) == dispatch._QUEUED
+
+
+def test_relay_that_has_more_goes_on_while_nobody_waits(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    hot = Hot(monkeypatch, settings)
+    valkey.client.delete("eventstream")
+
+    hot.relay()
+
+    assert hot.ids == list(range(1, 11))
+
+
+def test_relay_that_has_more_ends_some_time_whoever_waits(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    """Tasks of the project's own, which the worker has fetched ahead, nobody sees."""
+    hot = Hot(monkeypatch, settings)
+    monkeypatch.setattr(dispatch, "LONGEST_TURN", 0.0)
+    valkey.client.delete("eventstream")
+
+    hot.relay()
+
+    assert hot.ids == [1, 2]
+    assert waiting(valkey) == 1
+
+
+def test_relay_whose_broker_takes_no_task_goes_on_itself(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    hot = Hot(monkeypatch, settings)
+    send("elsewhere", "message", 1)
+
+    def fail(*_: object) -> None:
+        raise OSError("away")
+
+    monkeypatch.setattr(dispatch, "_send", fail)
+
+    hot.relay()
+
+    assert hot.ids == list(range(1, 11))
+
+
 @pytest.mark.usefixtures("long_watch")
 def test_event_whose_call_was_lost_is_found_when_the_wait_ends(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
@@ -679,7 +761,6 @@ def test_task_that_goes_on_is_sent_in_no_context(valkey: Valkey) -> None:
         seen.append(request_id.get())
 
     flag = dispatch.TaskFlag("default", PARTITION, "bus")
-    flag._watched_since = time.monotonic() - dispatch.MOST_WATCHING
     before_task_publish.connect(look)
     token = request_id.set("first")
     flag.hand_on()

@@ -31,6 +31,7 @@ class Variant(enum.Enum):
         "a relay raises the flag anew, and lowers only that of its message"
     )
     NO_SECOND_TRY = "a task that finds the lease taken lowers the flag, and goes"
+    HANDS_ON_FIRST = "a relay whose turn is over has the next woken, then releases"
     NO_SWEEP = "nobody sweeps, and workers and broker fail"
     CONFIRM_UNFENCED = "whoever has published confirms, with the lease or without"
     PRUNE_UNCONFIRMED = "prune does not look at the watermark"
@@ -169,12 +170,13 @@ class Model:
             yield f"writer {row} inserts", after
         if writer == INSERTED:
             after = s._replace(writers=_put(s.writers, row, COMMITTED))
-            if not s.flag:
-                after = after._replace(flag="message", queue=s.queue + 1)
-            yield f"writer {row} commits", after
+            yield f"writer {row} commits", self._wake(after)
             if row == 1:  # one that rolls back is as good as many
                 rolled = _put(s.writers, row, ROLLED_BACK)
                 yield f"writer {row} rolls back", s._replace(writers=rolled)
+
+    def _wake(self, s: State) -> State:
+        return s if s.flag else s._replace(flag="message", queue=s.queue + 1)
 
     def _unnumbered(self, s: State) -> list[int]:
         return [
@@ -272,18 +274,28 @@ class Model:
         elif relay.step == "release":
             released = s._replace(lease=None) if holds else s
             is_late = self.variant is Variant.FLAG_AFTER_READ
+            if self.variant is Variant.HANDS_ON_FIRST and self._has_work(s):
+                yield "lowers", go("lower")  # its turn is over
             yield "releases", go("look again" if is_late else "lower", released)
         elif relay.step in ("lower", "lower and go"):
             lowered = s._replace(flag="") if s.flag == relay.owns else s
             following = "look again"
-            if relay.step == "lower and go":
+            if self.variant is Variant.HANDS_ON_FIRST and holds:
+                following = "hand on first"
+            elif relay.step == "lower and go":
                 is_over = self.variant is Variant.NO_SECOND_TRY
                 following = "idle" if is_over else "acquire again"
             elif self.variant in (Variant.NO_LOOK_AGAIN, Variant.FLAG_AFTER_READ):
                 following = "idle"
             yield "lowers the flag", go(following, lowered, owns="")
+        elif relay.step == "hand on first":
+            yield "has another go on", go("release and go", self._wake(s))
+        elif relay.step == "release and go":
+            yield "releases", go("idle", s._replace(lease=None) if holds else s)
         elif relay.step == "look again":
             yield "looks again", go("keep up" if self._has_work(s) else "idle")
+            if self._has_work(s):
+                yield "has another go on", go("idle", self._wake(s))
         elif relay.step == "keep up":
             raised = s._replace(flag="relay")
             yield "raises the flag", go("acquire", raised, owns="relay")

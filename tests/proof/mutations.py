@@ -113,7 +113,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a relay at work leaves the flag as another left it", "eventstream/relay.py",
-        "            self._flag.keep_up()\n            self._flag.watch()", "            self._flag.watch()",
+        "            self._flag.keep_up()\n            if self._flag.is_over", "            if self._flag.is_over",
         f"{WAKING}::test_relay_at_work_raises_the_flag_that_another_has_lowered",
     ),
     Mutation(
@@ -361,13 +361,28 @@ MUTATIONS = [
         f"{WAKING}::test_relay_does_not_wait_for_ever_for_what_keeps_coming",
     ),
     Mutation(
+        "a relay that has more keeps its worker for as long as it has", "eventstream_tasks/dispatch.py",
+        "self._is_over = _others_wait()", "pass",
+        f"{WAKING}::test_relay_that_has_more_makes_room_for_a_task_that_waits",
+    ),
+    Mutation(
+        "a relay whose turn is over leaves what is in flight unconfirmed", "eventstream/relay.py",
+        "                self._finish()\n                return\n", "                return\n",
+        "tests/integration/test_in_flight.py::test_turn_that_is_over_ends_with_what_is_in_flight",
+    ),
+    Mutation(
+        "a sweep comes back to nothing", "eventstream/relay.py",
+        "if not has_more or time", "if has_more or time",
+        f"{RELAY}::test_partition_that_never_ends_leaves_others_their_turn_in_a_sweep",
+    ),
+    Mutation(
         "a task that goes on is in the trace of the first event", "eventstream_tasks/dispatch.py",
         "Context().run(_sending, _get_app())", "_sending(_get_app())",
         f"{WAKING}::test_task_that_goes_on_is_sent_in_no_context",
     ),
     Mutation(
         "a relay hands on though nothing comes any more", "eventstream_tasks/dispatch.py",
-        "if since and time.monotonic() >= since + MOST_WATCHING:", "if since:",
+        "return since > 0 and time.monotonic() >= since + MOST_WATCHING", "return since > 0",
         f"{WAKING}::test_event_whose_call_was_lost_is_found_when_the_wait_ends",
     ),
     Mutation(
@@ -382,12 +397,12 @@ MUTATIONS = [
     ),
     Mutation(
         "a relay waits though another partition's task was there before", "eventstream_tasks/dispatch.py",
-        "if _is_any_queued() or broker.tasks_wait():", "if broker.tasks_wait():",
+        "return _is_any_queued() or broker", "return broker",
         f"{WAKING}::test_relay_makes_room_for_what_was_enqueued_before_it_listened",
     ),
     Mutation(
         "a relay waits though other tasks do", "eventstream_tasks/dispatch.py",
-        "if _is_any_queued() or broker.tasks_wait():", "if _is_any_queued():",
+        "return _is_any_queued() or broker.tasks_wait()", "return _is_any_queued()",
         f"{WAKING}::test_relay_waits_for_nothing_while_any_task_waits_for_the_worker",
     ),
     Mutation(

@@ -32,6 +32,7 @@ def test_protocol_is_consecutive_and_complete(
         (Variant.FLAG_AFTER_READ, NO_FAULTS, "STUCK"),
         (Variant.FORGETS_ITS_FLAG, NO_FAULTS, "STUCK"),
         (Variant.NO_SECOND_TRY, NO_FAULTS, "STUCK"),
+        (Variant.HANDS_ON_FIRST, NO_FAULTS, "STUCK"),
         (Variant.NO_SWEEP, Faults(), "STUCK"),
         (Variant.CONFIRM_UNFENCED, Faults(), "BACK"),
         (Variant.PRUNE_UNCONFIRMED, Faults(), "GAP"),
