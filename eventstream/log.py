@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from operator import itemgetter
 from typing import Any
 
@@ -50,6 +50,9 @@ from eventstream.statements import FIRST_KICK, IS_PAUSED, open_cursor
 ROW_COLUMNS = OutboxRow._fields[:-2]
 _ROW = slice(len(OutboxRow._fields))
 NO_END = 2**63 - 1
+BACKLOG_RANGE = 500_000
+"""Positions that are looked through at once for a backlog's newest events: a second's worth."""
+_POSITIONS_PER_QUERY = 1_000
 
 # With what the relay has to look at besides, though there hardly ever is any. How large data
 # is, PostgreSQL knows without reading it where it is stored apart.
@@ -172,8 +175,11 @@ class Log:
         limit: int,
         limit_bytes: int,
         target: str,
+        keep: Callable[[], object],
     ) -> Iterator[list[OutboxRow]]:
         """Yield of a backlog the newest event of each channel, and every kick, in order.
+
+        Looked for range by range: one query for all of a long one takes longer than a lease.
 
         Args:
             using: Database alias.
@@ -183,19 +189,36 @@ class Log:
             limit: Most rows to yield at once.
             limit_bytes: Bytes of data from which on a row is not yielded with others.
             target: Whose dead letters are passed over: the newest is another event.
+            keep: Called after each range.
         """
-        rows = Event.objects.using(using).filter(
-            partition=partition, position__gt=after, position__lte=up_to
-        )
+        events = Event.objects.using(using).filter(partition=partition)
         letters = DeadLetter.objects.filter(event_id=OuterRef("pk"), target=target)
-        alive = rows.filter(~Exists(letters), kind=EventKind.EVENT)
-        newest = alive.values("channel")
-        positions = newest.annotate(newest=Max("position")).values("newest")
-        wanted = rows.filter(Q(kind=EventKind.KICK) | Q(position__in=positions))
-        size = RawSQL(_size_of_data(using), [])  # noqa: S611  no input
-        found = wanted.annotate(size=size).order_by("position")
-        for some in _cut(found.values_list("position", "size"), limit, limit_bytes):
+        newest: dict[str, int | None] = {}
+        kicks: list[int | None] = []
+        for first in range(after, up_to, BACKLOG_RANGE):
+            last = min(first + BACKLOG_RANGE, up_to)
+            rows = events.filter(position__gt=first, position__lte=last)
+            alive = rows.filter(~Exists(letters), kind=EventKind.EVENT)
+            newest |= dict(alive.values_list("channel").annotate(Max("position")))
+            kicks += rows.filter(kind=EventKind.KICK).values_list("position", flat=True)
+            keep()
+        wanted = sorted(position or 0 for position in [*newest.values(), *kicks])
+        sizes = self._sizes_at(using, partition, wanted)
+        for some in _cut(sizes, limit, limit_bytes):
             yield self._read_at(using, partition, some)
+
+    def _sizes_at(
+        self, using: str, partition: int, positions: list[int]
+    ) -> Iterator[tuple[int | None, int]]:
+        """Yield positions, and the bytes of what is there."""
+        size = RawSQL(_size_of_data(using), [])  # noqa: S611  no input
+        for first in range(0, len(positions), _POSITIONS_PER_QUERY):
+            rows = Event.objects.using(using).filter(
+                partition=partition,
+                position__in=positions[first : first + _POSITIONS_PER_QUERY],
+            )
+            found = rows.annotate(size=size).order_by("position")
+            yield from found.values_list("position", "size")
 
     def _read_at(
         self, using: str, partition: int, positions: list[int]

@@ -491,7 +491,7 @@ class _Relay:
             self._using, self._partition,
             after=watermark, up_to=head,
             limit=limit, limit_bytes=READ_CALLS * options.batch_bytes,
-            target=self._target.name,
+            target=self._target.name, keep=self._lease.keep,
         ):  # fmt: skip
             if published and self._lease.pause():
                 return watermark  # nothing is confirmed: all of it is due again

@@ -701,6 +701,27 @@ def test_long_backlog_is_read_in_parts_and_its_lease_renewed(
     assert pending("default") == [(PARTITION, "b")]
 
 
+def test_lease_is_kept_while_the_newest_of_a_long_backlog_are_looked_for(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one query it took longer than the lease, and whoever came next began anew."""
+    monkeypatch.setattr("eventstream.log.BACKLOG_RANGE", 3)
+    other = next(f"c{n}" for n in range(999) if partition_of(f"c{n}") == PARTITION)
+    relay_partition("default", PARTITION, "a")  # makes the cursor
+    send(2)
+    send(2, channel=other)
+    send(5)
+    Cursor.objects.filter(target="a").update(failing_since=Now() - ago(31))
+    kept: list[Lease] = []
+    monkeypatch.setattr(Lease, "keep", lambda lease: kept.append(lease))
+
+    report = relay_partition("default", PARTITION, "a")
+
+    assert len(kept) == 3
+    assert (report.outcome, report.event_count) == (Outcome.DONE, 2)
+    assert targets["a"].received == [(other, 2, "1"), ("orders", 7, "4")]
+
+
 def test_long_backlog_is_numbered_under_a_lease_that_is_renewed(
     targets: Targets, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
