@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models import BigIntegerField, F, Value
 
 from eventstream import conf
@@ -26,6 +26,10 @@ from eventstream.signals import events_numbered
 from eventstream.statements import FIRST_KICK, IS_PAUSED, open_cursor
 
 MAX_BATCH = 10_000
+FEW = 1000
+"""Most events that are numbered and read at once, unless so many just were or more wait: a
+larger limit makes PostgreSQL read a small table as a whole, and this is executed for each
+event. And as many as any database numbers within its statements' time limit."""
 RESET_STEP = 1_000_000_000
 """By how much ids move at least where the clock has gone back."""
 
@@ -273,15 +277,30 @@ class Numbering(Log):
             ignore_conflicts=True,
         )
 
-    def number_all(self, using: str, partition: int) -> int:
-        """Number batch after batch until none is left; return how many."""
+    def number_all(
+        self, using: str, partition: int, *, keep: Callable[[], object] = lambda: None
+    ) -> int:
+        """Number batch after batch until none is left; return how many.
+
+        Args:
+            using: Database alias.
+            partition: Its number.
+            keep: Called after each batch that may not be the last.
+        """
         limit = conf.get_options().batch_size
         total = 0
         while True:
-            count = self.number_batch(using, partition, limit=limit)
+            try:
+                count = self.number_batch(using, partition, limit=limit)
+            except OperationalError:
+                if limit <= FEW:
+                    raise
+                limit = FEW
+                continue
             total += count
             if count < limit:
                 return total
+            keep()
 
     def reset_readers(self, using: str) -> int:
         """Make every position that any client holds one that is not in the log.

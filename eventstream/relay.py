@@ -38,6 +38,7 @@ from eventstream.exceptions import (
 from eventstream.inflight import Call, InFlight
 from eventstream.instruments import failure_kind
 from eventstream.models import Cursor, PausedTarget
+from eventstream.numbering import FEW
 from eventstream.rows import Batch, OutboxRow, join_users, split_users
 from eventstream.signals import events_confirmed
 from eventstream.storage import DjangoModelStorage, get_storage
@@ -51,10 +52,6 @@ logger = logging.getLogger(__name__)
 MAX_REST = 0.004
 """Most seconds that a relay rests between two small batches, from the third on: what it adds
 to an event's latency at most, and only while events come faster than they can be relayed."""
-FEW = 1000
-"""Most events that are numbered and read at once, unless so many just were or more wait: a
-larger limit makes PostgreSQL read a small table as a whole, and this is executed for each
-event."""
 READ_CALLS = 4
 """How many calls' worth of bytes is read at once: what a relay has in memory, once or, while
 it is behind, twice."""
@@ -380,20 +377,28 @@ class _Relay:
             watermark = self._publish_backlog(watermark)
         if taken.is_lively:
             self._flag.watch()  # before the look, so that nothing falls between the two
-        limit = options.batch_size if taken.is_behind else few
+        most = options.batch_size
+        limit = most if taken.is_behind else few
         is_steady = False
         while True:
             began = time.monotonic()
-            found = self._storage.number_and_read(
-                self._using,
-                self._partition,
-                after=watermark,
-                limit=limit,
-                limit_bytes=READ_CALLS * options.batch_bytes,
-                target=self._target.name,
-            )
+            try:
+                found = self._storage.number_and_read(
+                    self._using,
+                    self._partition,
+                    after=watermark,
+                    limit=limit,
+                    limit_bytes=READ_CALLS * options.batch_bytes,
+                    target=self._target.name,
+                )
+            except OperationalError:
+                if limit <= few:
+                    raise
+                # Perhaps a statement's time limit, within which it will never do so many.
+                most = limit = few
+                continue
             is_full = len(found.rows) == limit
-            limit = options.batch_size if len(found.rows) >= few else few
+            limit = most if len(found.rows) >= few else few
             was_in_flight = self._flight is not None
             goes_on = self._finish()
             if found.is_paused or (was_in_flight and self._lease.pause()):
@@ -479,18 +484,14 @@ class _Relay:
         hold up each for message_wait, and forget ids that it has seen before.
         """
         options = conf.get_options()
-        limit = options.batch_size
-        while limit == self._storage.number_batch(
-            self._using, self._partition, limit=limit
-        ):
-            self._lease.renew()
+        self._storage.number_all(self._using, self._partition, keep=self._lease.renew)
         head = self._storage.last_position(self._using, self._partition)
         read_at = time.monotonic()
         published: list[OutboxRow] = []
         for newest in self._storage.read_newest(
             self._using, self._partition,
             after=watermark, up_to=head,
-            limit=limit, limit_bytes=READ_CALLS * options.batch_bytes,
+            limit=options.batch_size, limit_bytes=READ_CALLS * options.batch_bytes,
             target=self._target.name, keep=self._lease.keep,
         ):  # fmt: skip
             if published and self._lease.pause():

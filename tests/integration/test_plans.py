@@ -9,7 +9,7 @@ from django.db import connection
 
 from eventstream.cursors import Lease, ensure_cursors
 from eventstream.models import Event, EventKind
-from eventstream.relay import FEW
+from eventstream.numbering import FEW
 from eventstream.storage import get_storage
 from eventstream.undelivered import Search, find_undelivered
 from tests.support.targets import RecordingTarget

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
+from django.db.backends.utils import CursorWrapper
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
@@ -401,6 +402,39 @@ def test_relay_that_is_behind_reads_more_at_once_if_that_is_not_large(
     # On PostgreSQL it is told so by the lease.
     assert counts == (told if connection.vendor == "postgresql" else expected)
     assert targets["a"].ids("orders") == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("failed_before", [None, 31.0])
+def test_backlog_that_takes_longer_than_a_statement_may_is_taken_in_smaller_parts(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, failed_before: float | None
+) -> None:
+    """Else the same ten thousand are tried again and again, for ever."""
+    monkeypatch.setattr("eventstream.relay.FEW", 3)
+    monkeypatch.setattr("eventstream.numbering.FEW", 3)
+    execute = CursorWrapper.execute
+    tried: list[int] = []
+
+    def take_too_long(cursor: CursorWrapper, sql: str, values: Any = None) -> Any:
+        is_numbering = isinstance(values, dict) and "limit" in values
+        if is_numbering and ("last_position" in sql or "last_eid" in sql):
+            tried.append(values["limit"])
+            if values["limit"] > 3:
+                raise OperationalError("canceling statement due to statement timeout")
+        return execute(cursor, sql, values)
+
+    monkeypatch.setattr(CursorWrapper, "execute", take_too_long)
+    relay_partition("default", PARTITION, "a")
+    send(10)
+
+    if failed_before:
+        since = Now() - ago(failed_before)
+        Cursor.objects.filter(target="a").update(failing_since=since)
+
+    report = relay_partition("default", PARTITION, "a")
+
+    assert report.outcome is Outcome.DONE
+    assert targets["a"].ids("orders") == ([10] if failed_before else [*range(1, 11)])
+    assert 1 <= tried.count(10_000) <= 2  # a backlog's numbering, and reading
 
 
 def test_best_effort_events_are_cut_for_calls_as_well(
