@@ -27,7 +27,12 @@ that died, or is busy with one partition's backlog, must not hold up the next on
 passes over the partitions that are leased."""
 
 
-def republish(using: str, *, ends: tuple[type[Exception], ...] = ()) -> str | None:
+def republish(
+    using: str,
+    *,
+    ends: tuple[type[Exception], ...] = (),
+    hand_on: Callable[[set[int]], object] = lambda partitions: None,
+) -> str | None:
     """Publish whatever is unnumbered or unconfirmed, due and unleased.
 
     Purpose: part of the promise, not a convenience. A wake-up may be lost with the
@@ -36,6 +41,7 @@ def republish(using: str, *, ends: tuple[type[Exception], ...] = ()) -> str | No
     Args:
         using: Database alias.
         ends: As `relay_all` has it.
+        hand_on: Called with the partitions that have more, for others to go on with.
 
     Returns:
         What was done, in words; None if another process is at it.
@@ -44,6 +50,8 @@ def republish(using: str, *, ends: tuple[type[Exception], ...] = ()) -> str | No
     def work() -> tuple[str, int]:
         undo_impossible_waits(using)
         reports = relay_all(using, ends=ends)
+        if more := {p for (p, _), r in reports.items() if r.outcome is Outcome.MORE}:
+            hand_on(more)
         failed = sum(r.outcome is Outcome.FAILED for r in reports.values())
         events = sum(r.event_count for r in reports.values())
         behind = describe_count(len(reports), "partition")

@@ -123,7 +123,12 @@ def _do_each(job: Callable[[str], object]) -> None:
 def republish(self: Task[Any, Any]) -> None:
     """Sweep every outbox."""
     ends = (SoftTimeLimitExceeded,)
-    _do_each(lambda using: _call(self, partial(jobs.republish, using, ends=ends)))
+
+    def sweep(using: str) -> None:
+        hand_on = partial(get_dispatcher().wake, using)
+        _call(self, partial(jobs.republish, using, ends=ends, hand_on=hand_on))
+
+    _do_each(sweep)
 
 
 @shared_task(name="eventstream.prune", **_options)

@@ -45,7 +45,7 @@ from eventstream.targets.base import Item
 from eventstream.targets.bus import BusTarget
 from eventstream.targets.grip import MAX_KICKED
 from eventstream_tasks.tasks import republish
-from tests.support.targets import RecordingTarget, relay_now
+from tests.support.targets import IdleDispatcher, RecordingTarget, relay_now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -1306,6 +1306,24 @@ def test_sweep_ends_though_a_partition_does_not(
 
     assert (report.outcome, report.event_count) == (Outcome.MORE, 1)
     assert not Cursor.objects.exclude(lease_token="").exists()
+
+
+def test_sweep_has_others_go_on_with_what_it_leaves(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstream.relay.TURN", 0.0)
+    monkeypatch.setattr("eventstream.relay.LONGEST_SWEEP", 0.0)
+    woken: list[object] = []
+    send()
+    send(channel="elsewhere")
+    monkeypatch.setattr(IdleDispatcher, "wake", lambda _, *wanted: woken.append(wanted))
+    targets["a"].before = lambda: Event.objects.create(
+        partition=PARTITION, channel="orders", type="message", data="more"
+    )
+
+    republish.apply()
+
+    assert woken == [("default", {PARTITION})]
 
 
 def test_clock_of_the_database_that_was_set_back_keeps_nothing_waiting(
