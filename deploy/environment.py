@@ -19,6 +19,16 @@ SQLITE_OPTIONS = {
     "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
 }
 
+# A server that is gone without a word, as one that was fenced, is noticed in the middle of a
+# query by the client's own system alone: after two hours unless it is told otherwise.
+POSTGRESQL_OPTIONS = {
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "5",
+    "keepalives_count": "2",
+    "tcp_user_timeout": "15000",
+}
+
 
 def get_bool(name: str, *, default: bool = False) -> bool:
     """Return a yes or no of the environment.
@@ -83,7 +93,7 @@ def parse_database_url(url: str, *, base: Path) -> dict[str, Any]:
             "PASSWORD": unquote(parts.password or ""),
             "HOST": unquote(parts.hostname or ""),
             "PORT": str(parts.port or ""),
-            "OPTIONS": dict(parse_qsl(parts.query)),
+            "OPTIONS": {**POSTGRESQL_OPTIONS, **dict(parse_qsl(parts.query))},
         }
     if parts.scheme == "sqlite":
         path = base / name

@@ -126,6 +126,12 @@ class Postgres:
             return True
         return False
 
+    def trust(self, addresses: str) -> None:
+        """Let whoever has one of these addresses in."""
+        with (self._directory / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {addresses} trust\n")
+        self.process.send_signal(signal.SIGHUP)
+
     def create_database(self, name: str, *, template: str = "template1") -> str:
         """Create a database, empty or a copy of one that nobody uses; return its URL."""
         import psycopg

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from deploy.environment import parse_redis
+from deploy.environment import POSTGRESQL_OPTIONS, parse_database_url, parse_redis
 from tests.support.processes import ROOT
 
 SECRET = "0123456789abcdefghijklmnopqrstuvwxyz-0123456789-ABCDE"
@@ -101,6 +102,16 @@ def test_pool_is_one_of_postgresql() -> None:
     [databases] = json.loads(done.stdout)
     assert databases["default"]["OPTIONS"]["pool"]["max_size"] == 12
     assert databases["default"]["CONN_HEALTH_CHECKS"] is True
+
+
+def test_url_says_how_soon_a_server_that_is_gone_is_noticed() -> None:
+    url = "postgres://user:word@db/name?keepalives_idle=60&sslmode=require"
+
+    found = parse_database_url(url, base=Path())["OPTIONS"]
+
+    assert found == {
+        **POSTGRESQL_OPTIONS, "keepalives_idle": "60", "sslmode": "require"
+    }  # fmt: skip
 
 
 def test_statements_are_prepared_by_postgresql_alone() -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from deploy.environment import POSTGRESQL_OPTIONS
 from deploy.pushpin import PushpinConfig
 from tests.support.hosts import Host, Network
 from tests.support.postgres import Postgres
@@ -115,9 +116,9 @@ class Hosts:
             "ES_LINK_TIMEOUT": "5",
             "ES_SET": json.dumps(SETTINGS),
             # A query whose answer was lost with a link is given up.
-            "PGOPTIONS": "-c statement_timeout=15s",
-            "PGTCPUSERTIMEOUT": "10000",
-            "PGCONNECT_TIMEOUT": "3",
+            "ES_DB_OPTIONS": json.dumps(
+                {**POSTGRESQL_OPTIONS, "options": "-c statement_timeout=15s"}
+            ),
         }
         self.manage("migrate", "-v", "0")
         for name in VICTIMS[2:]:
@@ -145,15 +146,7 @@ class Hosts:
             options = ("fsync=off", "full_page_writes=off", "listen_addresses=*")
             self._postgres = server = Postgres(options=options)
             self._exits.callback(server.close)
-            [data] = [
-                p
-                for p in Path(tempfile.gettempdir()).glob("es-pg-*/data")
-                if (p / "postmaster.pid").exists()
-                and str(server.process.pid) in (p / "postmaster.pid").read_text()
-            ]
-            with (data / "pg_hba.conf").open("a") as rules:
-                rules.write("host all all 192.0.2.0/24 trust\n")
-            os.kill(server.process.pid, 1)  # SIGHUP: read it
+            server.trust("192.0.2.0/24")
         else:
             self._postgres.start()
         self.processes[host.name] = [self._postgres.process]
