@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import router, transaction
+from django.db import connections, router, transaction
 from django.db.models import Min
 
 from eventstream import channelmanager, conf
@@ -235,8 +235,10 @@ def channel_permission_changed(
 
     Call it in the transaction that changes the permission, after the change. If the user
     may not read the channel now, the user's streams of it are closed with a stream-error,
-    by the same outbox as events: not before the commit, and not lost. Of the anonymous
-    user nothing is told: those streams end as they are asked about, within a minute.
+    by the same outbox as events: not before the commit, and not lost. Where permissions are
+    in another database than the outbox, they are closed once that has committed; not, if the
+    process dies just then. Of the anonymous user nothing is told: those streams end as they
+    are asked about, within a minute.
 
     Raises:
         InvalidChannelError: The channel name is wrong.
@@ -255,16 +257,24 @@ def channel_permission_changed(
         pass
     else:
         return
-    kick = Event(
-        kind=EventKind.KICK,
-        partition=partition_of(channel),
-        channel=channel,
-        type="kick",
-        data=str(user.pk),
-    )
-    with transaction.atomic(using=alias):
-        get_storage().append(alias, [kick])
-        _wake_on_commit(alias, {kick.partition})
+
+    def kick() -> None:
+        row = Event(
+            kind=EventKind.KICK,
+            partition=partition_of(channel),
+            channel=channel,
+            type="kick",
+            data=str(user.pk),
+        )
+        with transaction.atomic(using=alias):
+            get_storage().append(alias, [row])
+            _wake_on_commit(alias, {row.partition})
+
+    kick()
+    for connection in connections.all(initialized_only=True):
+        if connection.alias != alias and connection.in_atomic_block:
+            # Again: until that has committed, who asks finds the permission still there.
+            transaction.on_commit(kick, using=connection.alias, robust=True)
 
 
 async def achannel_permission_changed(

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.core.management.base import CommandError
 from django.db import OperationalError, connections, transaction
 from django.db.backends.utils import CursorWrapper
@@ -115,6 +115,29 @@ def test_event_that_was_rolled_back_claims_no_outbox_for_its_channel(
 
     with pytest.raises(InvalidChannelError):
         send_event("rooms", "message", 2, using="other")
+
+
+@pytest.mark.parametrize("using", ["default", "other"])
+@pytest.mark.parametrize("is_rolled_back", [True, False])
+def test_kick_follows_the_commit_of_the_database_that_has_the_permission(
+    settings: Settings, using: str, is_rolled_back: bool
+) -> None:
+    """Streams were asked about before it, and read on for a minute."""
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = "tests.channels.ChannelManager"
+    user = User.objects.create(username="u")
+    kicks = Event.objects.using(using).filter(kind=EventKind.KICK, data=str(user.pk))
+    user.groups.add(Group.objects.create(name="members"))
+
+    with transaction.atomic():
+        user.groups.clear()
+        channel_permission_changed(user, "members", using=using)
+        before = kicks.count()
+        transaction.set_rollback(is_rolled_back)
+
+    assert before == 1
+    committed = {"default": 1, "other": 2}[using]
+    rolled_back = {"default": 0, "other": 1}[using]
+    assert kicks.count() == (rolled_back if is_rolled_back else committed)
 
 
 @pytest.mark.usefixtures("without_other")

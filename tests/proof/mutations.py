@@ -418,8 +418,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a kick outside the outbox", "eventstream/api.py",
-        "    with transaction.atomic(using=alias):\n        get_storage().append(alias, [kick])\n        _wake_on_commit(alias, {kick.partition})",
-        "    from eventstream.targets.bus import BusTarget\n    from eventstream.conf import redis_arguments\n    BusTarget(redis_arguments() or {}).publish([])",
+        "        with transaction.atomic(using=alias):\n            get_storage().append(alias, [row])\n            _wake_on_commit(alias, {row.partition})",
+        "        from eventstream.targets.bus import BusTarget\n        from eventstream.conf import redis_arguments\n        BusTarget(redis_arguments() or {}).publish([])",
         f"{STREAMS}::test_withdrawn_permission_ends_that_user_s_stream_only",
     ),
     Mutation(
