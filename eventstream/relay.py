@@ -193,7 +193,8 @@ def relay_all(
             report = _relay_in_turn(using, *pair, ends=ends)
             count = before.event_count + report.event_count
             reports[pair] = replace(report, event_count=count)
-            has_more = has_more or report.outcome is Outcome.MORE
+            # Those that waited for the target to be back have had their turn already.
+            has_more |= report.outcome is Outcome.MORE or report.has_recovered
         if not has_more or time.monotonic() >= until:
             return reports
 

@@ -666,6 +666,23 @@ def test_target_that_is_back_is_due_in_every_partition(targets: Targets) -> None
     assert pending("default") == []
 
 
+def test_sweep_that_finds_a_target_back_relays_all_that_waits_for_it(
+    targets: Targets,
+) -> None:
+    low, high = sorted(["orders", "elsewhere"], key=partition_of)
+    targets["a"].is_down = True
+    send(channel=high)
+    relay_all("default")
+    send(channel=low)  # waits for the other, which tries for both
+    targets["a"].is_down = False
+    Cursor.objects.filter(attempts__gt=0).update(next_attempt=Now() - ago(1))
+
+    relay_all("default")
+
+    assert [channel for channel, _, _ in targets["a"].received] == [high, low]
+    assert pending("default") == []
+
+
 def test_target_back_after_a_while_gets_the_newest_of_each_channel(
     targets: Targets,
 ) -> None:
