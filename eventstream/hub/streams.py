@@ -14,11 +14,12 @@ from eventstream.hub.beginnings import Beginnings, encode_beginnings
 from eventstream.hub.channels import Channels
 from eventstream.hub.log import Log
 from eventstream.hub.subscribers import Subscriber
-from eventstream.hub.tails import ChannelState
+from eventstream.hub.tails import CHUNK_BYTES, ChannelState
 from eventstream.initial import has_initial_states
 from eventstream.latency import Sampler
 from eventstream.log import NO_END
 from eventstream.positions import format_position
+from eventstream.rows import ChannelLog
 
 
 class Streams:
@@ -100,14 +101,29 @@ class Streams:
     async def _catch_up(
         self, subscriber: Subscriber, states: list[ChannelState]
     ) -> bytes:
-        """Read one page of each channel from the log, and move the position behind it."""
+        """Read a page of the channels from the log, and move the position behind it.
+
+        As many as there is room for in a chunk: those that are left have their turn next.
+        Not those whose position no log has, which the id of every event names: they have no
+        event, and come first.
+        """
         instruments.active.catch_up("hub")
-        logs = []
+        places = subscriber.places
+        states = sorted(
+            states,
+            key=lambda s: s.name not in subscriber.lost and places[s.name] <= s.head,
+        )
+        logs: list[tuple[ChannelState, ChannelLog]] = []
+        size = 0
         for state in states:
+            if size >= CHUNK_BYTES:
+                subscriber.put_last([state for state, _ in logs])
+                break
             # An id that no log has: to be told where the log ends.
             is_lost = state.name in subscriber.lost
             place = NO_END if is_lost else subscriber.places[state.name]
             logs.append((state, await self._log.read(state, place)))
+            size += sum(len(row[2]) for row in logs[-1][1].rows)
         chunk = b""
         lost = [state for state, log in logs if log.is_reset]
         for state, log in logs:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from eventstream import sse
-from eventstream.hub.tails import ChannelState, TailEvent
+from eventstream.hub.tails import CHUNK_BYTES, ChannelState, TailEvent
 from eventstream.positions import format_position, split_position
 from eventstream.reading import Reader
 from eventstream.rows import LogRow, is_skipped, without_skipped
@@ -106,10 +106,13 @@ class Subscriber:
     def collect(self) -> tuple[bytes, list[ChannelState]]:
         """Return what the tails have for this reader, and channels it is behind in.
 
-        Moves the position; whoever calls must write what it gets.
+        A chunk, or one event, at most, however many channels there are: those that are left
+        have their turn next. Moves the position; whoever calls must write what it gets.
         """
         parts: list[bytes] = []
-        behind = []
+        behind, served = [], []
+        size = 0
+        has_more = False
         for state in self.states:
             place = self.places[state.name]
             if state.name in self.lost:
@@ -123,10 +126,23 @@ class Subscriber:
                     continue
                 # Best-effort: what fell out of the tail is lost.
                 place = self.places[state.name] = state.start
+            if size >= CHUNK_BYTES:
+                has_more = True
+                continue
             parts.append(self._encode(state, place))
+            size += len(parts[-1])
+            served.append(state)
             if self.places[state.name] != state.head:
                 self.wake()  # for the rest, even if none of this is for the reader
+        if has_more:
+            self.wake()
+            self.put_last(served)
         return b"".join(parts), behind
+
+    def put_last(self, states: Collection[ChannelState]) -> None:
+        """Have these channels come after the others: there was room for no more."""
+        others = [state for state in self.states if state not in states]
+        self.states = [*others, *states]
 
     def _encode(self, state: ChannelState, place: int) -> bytes:
         if len(self.states) == 1 and not self.reader.user_id:

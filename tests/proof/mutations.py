@@ -612,7 +612,7 @@ MUTATIONS = [
     Mutation(
         "a stream is written however large what was read is", "eventstream/hub/log.py",
         "rows, size = cut(log.rows, CHUNK_BYTES)", "rows, size = log.rows, 0",
-        "tests/integration/test_hub.py::test_client_that_reads_nothing_leaves_a_megabyte_of_a_channel_in_memory",
+        "tests/integration/test_hub.py::test_client_that_reads_nothing_leaves_a_megabyte_in_memory",
     ),
     Mutation(
         "a message of another kind is taken as far as it goes", "eventstream/targets/bus.py",

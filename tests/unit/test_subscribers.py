@@ -61,3 +61,22 @@ async def test_stream_goes_on_after_a_chunk_that_has_nothing_for_it() -> None:
     assert subscriber.collect() == (b"id: orders:2\nevent: message\ndata: y\n\n", [])
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(subscriber.wait(), 0.01)
+
+
+async def test_channels_take_turns_where_there_is_a_megabyte_of_each() -> None:
+    states = [ChannelState(name, is_reliable=True) for name in "abc"]
+    for state in states:
+        large = "x" * CHUNK_BYTES
+        state.extend([LogEvent(n, "message", large, "") for n in (1, 2)])
+    subscriber = Subscriber(Reader(("a", "b", "c"), ""), states)
+    subscriber.places = dict.fromkeys("abc", 0)
+    found = []
+
+    while subscriber.places["c"] < 2:
+        chunk, behind = subscriber.collect()
+        assert (behind, len(chunk) < 2 * CHUNK_BYTES) == ([], True)
+        found.append("".join(str(subscriber.places[name]) for name in "abc"))
+        await asyncio.wait_for(subscriber.wait(), 5)
+        subscriber.wake()  # by what else there is
+
+    assert found == ["100", "110", "111", "211", "221", "222"]
