@@ -28,6 +28,8 @@ def use(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         settings.EVENTSTREAM_DISPATCHER = "eventstream_tasks.dispatch.CeleryDispatcher"
         monkeypatch.setattr(current_app.conf, "broker_url", url)
         monkeypatch.setattr(current_app.conf, "broker_write_url", url)
+        # Celery keeps a pool of the first broker that something was published to.
+        monkeypatch.setattr(current_app.amqp, "_producer_pool", None)
 
     return set_broker
 
