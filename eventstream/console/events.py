@@ -152,12 +152,15 @@ def show_undelivered(
     """Write which events have not reached which target, why, and since when."""
     state = DEAD if is_dead else WAITING
     rows: list[dict[str, Any]] = []
+    with_more: list[str] = []
 
     def find(using: str) -> None:
         # Without any target, events wait for their ids only.
         for name in targets or list(get_targets()) or [""]:
             search = Search(target=name, state=state)
             found = find_undelivered(using, search, limit=limit)
+            if found.has_more:
+                with_more.append(name)
             rows.extend(
                 {"database": using, **_row(item, lack)}
                 for item in found.events
@@ -187,7 +190,7 @@ def show_undelivered(
         for row in rows:
             row["since"] = format_instant(row["since"])
         screen.table(columns, [[row[name] for name in columns] for row in rows])
-        if len(rows) >= limit:
+        if with_more:
             screen.line(f"The first {limit} of each target; more with --limit.")
     tell_away(away)
     return 1 if rows else 0

@@ -354,6 +354,19 @@ def test_undelivered_is_limited_for_each_target(targets: Targets) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("limit", "has_more"), [("9", True), ("10", False)])
+def test_more_is_promised_where_there_is_more(
+    targets: Targets, limit: str, has_more: bool
+) -> None:
+    targets["a"].is_down = targets["b"].is_down = True
+    send(10)
+    relay_all("default")
+
+    printed = run("undelivered", "--limit", limit, code=1)
+
+    assert ("more with --limit" in printed) is has_more
+
+
 def test_paused_target_is_the_reason_that_is_given() -> None:
     send(1)
     run("pause", "a", "--reason", "new certificate")
