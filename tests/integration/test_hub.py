@@ -93,8 +93,10 @@ def count_looks(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
     look = Hub._look
 
     async def count(hub: Hub, using: str, *, is_full: bool = False) -> None:
-        await look(hub, using, is_full=is_full)
-        looks.release()
+        try:
+            await look(hub, using, is_full=is_full)
+        finally:
+            looks.release()
 
     monkeypatch.setattr(Hub, "_look", count)
     return looks
@@ -864,15 +866,18 @@ async def test_database_that_ceases_to_answer_takes_not_every_thread(
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
 async def test_kick_of_which_a_database_has_not_told_since_the_hub_began_is_heard(
-    bus: BusTarget, settings: Settings
+    bus: BusTarget, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be sent `using` another than the channel's, of which no stream waits."""
     settings.EVENTSTREAM_DATABASES = ["default", "other"]
     await get_hub().close()
     await send(1, "members")
+    looks = count_looks(monkeypatch)
     with database_away("other"):
         await (await Stream("members").open()).close()
         stream = await Stream("members", user_id="7").open()  # there is no such user
+        for _ in range(4):  # at both, as it began and once the bus was whole
+            await looks.acquire()
 
     def work() -> None:
         kick_7("members", using="other")
