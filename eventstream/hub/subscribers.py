@@ -135,7 +135,6 @@ class Subscriber:
             if self.places[state.name] != state.head:
                 self.wake()  # for the rest, even if none of this is for the reader
         if has_more:
-            self.wake()
             self.put_last(served)
         return b"".join(parts), behind
 

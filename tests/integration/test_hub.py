@@ -1066,6 +1066,19 @@ async def test_no_more_idle_channels_are_kept_than_there_is_room_for(
     await read.close()
 
 
+async def test_channel_that_is_being_joined_is_not_one_too_many(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader has gone, and the bus is yet to confirm its subscription."""
+    monkeypatch.setattr("eventstream.hub.channels.MOST_IDLE", 0)
+    channels = get_hub().channels
+    joined = channels.add("joined", is_reliable=True)
+
+    await channels.leave_idle(time.monotonic())
+
+    assert list(channels) == [joined]
+
+
 async def test_channel_that_is_read_again_while_another_is_left_is_kept(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:

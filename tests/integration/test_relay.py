@@ -757,6 +757,7 @@ def test_lease_is_kept_while_the_newest_of_a_long_backlog_are_looked_for(
 ) -> None:
     """As one query it took longer than the lease, and whoever came next began anew."""
     monkeypatch.setattr("eventstream.log.BACKLOG_RANGE", 3)
+    monkeypatch.setattr("eventstream.log._POSITIONS_PER_QUERY", 1)
     other = next(f"c{n}" for n in range(999) if partition_of(f"c{n}") == PARTITION)
     relay_partition("default", PARTITION, "a")  # makes the cursor
     send(2)

@@ -483,6 +483,16 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_database_that_is_away_stops_no_stream_of_another",
     ),
     Mutation(
+        "of a long backlog's newest events the first are enough", "eventstream/log.py",
+        "range(0, len(positions), _POSITIONS_PER_QUERY)", "range(0, min(1, len(positions)))",
+        f"{RELAY}::test_lease_is_kept_while_the_newest_of_a_long_backlog_are_looked_for",
+    ),
+    Mutation(
+        "a channel that is being joined is one too many", "eventstream/hub/channels.py",
+        "live = (state for state in idle if state.is_live)", "live = (state for state in idle)",
+        f"{HUB}::test_channel_that_is_being_joined_is_not_one_too_many",
+    ),
+    Mutation(
         "kicks that were pruned unheard are for no stream", "eventstream/hub/log.py",
         "known = self._heads.get(using) if self.is_known(using) else None", "known = self._heads.get(using)",
         f"{HUB}::test_kick_that_was_pruned_unheard_ends_the_stream",
