@@ -73,7 +73,7 @@ class Permissions:
         reader = subscriber.reader
         is_unsure = (
             bool(reader.user_id)  # others cannot be kicked
-            and reader.checked_at < heard_since
+            and reader.checked_at <= heard_since
             and (asks_permissions() or is_operator(reader.user_id))
         )
         if is_unsure or any(

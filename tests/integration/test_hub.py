@@ -644,6 +644,22 @@ async def test_kick_before_the_hub_has_looked_ends_the_stream(bus: BusTarget) ->
     assert (await stream.next()).type == "stream-error"
 
 
+async def test_kick_in_the_moment_in_which_the_hub_looks_ends_the_stream(
+    bus: BusTarget,
+) -> None:
+    """By a clock that does not tell it from the moment when permission was asked."""
+    await get_hub().close()
+    await send_after_a_kick()
+    first = await Stream("members").open()
+    checked_at = get_hub()._log.heard_since
+
+    stream = Stream("members", user_id="7", checked_at=checked_at)
+
+    assert (await stream.next()).type == "stream-open"
+    assert (await stream.next()).type == "stream-error"
+    await first.close()
+
+
 async def test_kick_between_two_looks_that_are_both_the_first_is_heard(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -439,7 +439,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a stream that begins trusts in kicks that the hub has not heard", "eventstream/hub/permissions.py",
-        "            and reader.checked_at < heard_since\n", "            and False\n",
+        "            and reader.checked_at <= heard_since\n", "            and False\n",
         "tests/integration/test_hub.py::test_kick_before_the_hub_has_looked_ends_the_stream",
     ),
     Mutation(
