@@ -42,7 +42,7 @@ class InvalidChannelError(InvalidEventError):
 
 
 class InvalidEventTypeError(InvalidEventError):
-    """The event type is empty, too long or has control characters."""
+    """The event type is empty, too long, has control characters, or is the protocol's own."""
 
 
 class InvalidDataError(InvalidEventError):
