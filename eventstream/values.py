@@ -152,7 +152,11 @@ def addresses(value: object) -> str | None:
 def http_url(value: object) -> str | None:
     """Check where HTTP goes. Says nothing of the value: it may have a key in it."""
     problem = "must be a URL such as 'http://127.0.0.1:5561'"
-    if not isinstance(value, str) or not _has_port(value):
+    if not isinstance(value, str):
+        return problem
+    if value.split() != [value]:  # a second one would become a part of the first one's key
+        return "must be one URL such as 'http://127.0.0.1:5561', without spaces"
+    if not _has_port(value):
         return problem
     parts = urlsplit(value)
     return None if parts.scheme in ("http", "https") and parts.hostname else problem
