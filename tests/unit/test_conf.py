@@ -257,7 +257,11 @@ KEY = "key-that-nobody-is-shown"
         ("URL", 5, "must be a URL such as 'http://127.0.0.1:5561'"),
         ("URL", f"127.0.0.1:5561/?key={KEY}", "must be a URL such as"),
         ("URL", f"http://127.0.0.1:port/?key={KEY}", "must be a URL such as"),
-        ("URL", f"http://127.0.0.1:1/?key={KEY} http://127.0.0.1:2/", "must be one URL"),
+        (
+            "URL",
+            f"http://127.0.0.1:1/?key={KEY} http://127.0.0.1:2/",
+            "must be one URL",
+        ),
         ("URL", f"http://127.0.0.1:5561/?key={KEY}\n", "without spaces"),
         ("URL", f"http://127.0.0.1:5561/?key=base64:{KEY}+", "is not base64"),
         ("PREFIX", 5, "must be a string"),
