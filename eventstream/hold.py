@@ -13,6 +13,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import HttpResponse
 from django.urls import Resolver404, resolve
 from django.utils.encoding import escape_uri_path
+from django.utils.http import escape_leading_slashes
 from django.views.decorators.debug import sensitive_variables
 from gripcontrol import Channel
 
@@ -172,8 +173,10 @@ def _stream_path(path: str, *, is_opening: bool) -> str:
         is_opening: It is the stream's own, and not that of a link below it.
     """
     own = path if is_opening else path.rpartition("/next/")[0]
-    # Pushpin takes a comma for the end of the header's first value, brackets or not.
-    return escape_uri_path(own.rstrip("/")).replace(",", "%2C") + "/"
+    # Pushpin takes a comma for the end of the header's first value, brackets or not, and
+    # what follows two slashes at the beginning for the name of a host.
+    escaped = escape_leading_slashes(escape_uri_path(own.rstrip("/")))
+    return escaped.replace(",", "%2C") + "/"
 
 
 @sensitive_variables("text", "escaped")

@@ -16,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import got_request_exception
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.test import Client
-from django.urls import path
+from django.urls import include, path
 from django.views.debug import ExceptionReporter
 from pytest_django import Settings
 
@@ -130,6 +130,20 @@ def route(settings: Settings) -> Callable[..., None]:
 
     hold._linked.clear()
     return route
+
+
+def test_link_below_two_slashes_is_not_that_of_another_host(
+    proxy: dict[str, str], route: Callable[..., None]
+) -> None:
+    """As the chat of django-eventstream has it: path("/events/", …)."""
+    route(path("/events/", include("eventstream.urls")))
+
+    response = Client().get(
+        "/", PATH_INFO="//events/", QUERY_STRING="channel=a", headers=proxy
+    )
+
+    assert (response.status_code, response["Grip-Hold"]) == (200, "stream")
+    assert next_path(response).startswith("/%2Fevents/next/")
 
 
 @pytest.mark.parametrize("rest", [(), (REST,)])
