@@ -119,3 +119,35 @@ def test_core_runs_without_celery() -> None:
     )  # fmt: skip
 
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+EARLY = """
+from eventstream import get_current_event_id, send_event
+import django
+from django.conf import settings
+from django.core.exceptions import AppRegistryNotReady
+from django.core.management import call_command
+settings.configure(
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "eventstream"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+)
+try:
+    send_event("a", "message", 1)
+except AppRegistryNotReady:
+    print("too early")
+django.setup()
+call_command("migrate", verbosity=0)
+send_event("a", "message", 1)
+print(get_current_event_id(["a"]))
+"""
+
+
+def test_functions_can_be_imported_before_apps_are_ready() -> None:
+    """As the clock among django-eventstream's examples does, in its apps.py."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", EARLY],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    expected = ["too early", "a:1"]
+    assert (done.stdout.splitlines(), done.returncode) == (expected, 0), done.stderr
