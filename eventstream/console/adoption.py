@@ -32,6 +32,7 @@ RULES: list[tuple[re.Pattern[str], str]] = [
         (r"django_eventstream/(reconnecting-eventsource|ReconnectingEventSource)", "eventstream/reconnecting-eventsource.min.js, the same; or EventStream, see docs/browser.md"),
         (r"django_eventstream\.views", "the same from eventstream; behind a proxy a view of your own needs a second route, see docs/howto/channels.md"),
         (r"django_eventstream\.routing", "a path in urls.py, and no Channels: Django's own ASGI application answers"),
+        (r"^\W*django_eventstream(\.apps\.\w+)?[\"'],?\W*$|INSTALLED_APPS\b.*[\"']django_eventstream", "leave it out, last of all: eventstream has its place"),
         (r"^\s*(from|import)\s+django_eventstream", "the same from eventstream"),
         (r"async_publish\s*=", "leave the argument out: it has no effect"),
         (r"django_eventstream", "eventstream, in its place"),

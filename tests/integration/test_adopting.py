@@ -370,6 +370,8 @@ def test_check_says_line_by_line_what_to_change(
         # Of the WebSockets, which stay.
         "site/asgi.py": "application = AuthMiddlewareStack(router)\n",
         "site/settings.py": "EVENTSTREAM_STORAGE_CLASS = 'django_eventstream.storage.DjangoModelStorage'\n",
+        "site/apps.py": "INSTALLED_APPS = [\n    'eventstream',\n    'django_eventstream',\n]\n",
+        "site/more.py": "INSTALLED_APPS += ['django_eventstream']\n",
         "site/urls.py": "urlpatterns = [path('e/', include(django_eventstream.urls))]\n",
         "templates/page.html": "{% static 'django_eventstream/json2.js' %}",
         "requirements.txt": "Django\ndjango-eventstream==5.3.4\n",
@@ -391,6 +393,8 @@ def test_check_says_line_by_line_what_to_change(
         ("log.py:1", "without Django's signals"),
         ("wire.py:1", "no counterpart"),
         ("settings.py:1", "the database is the default"),
+        ("apps.py:3", "leave it out, last of all"),
+        ("more.py:1", "leave it out, last of all"),
         ("urls.py:1", "eventstream, in its place"),
         ("page.html:1", "every browser has it"),
         ("requirements.txt:2", "eventstream, in its place"),
