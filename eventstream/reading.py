@@ -108,8 +108,18 @@ class Page:
     state_count: int | None
 
 
-def read_request(request: HttpRequest, view_kwargs: Mapping[str, Any]) -> Reader:
+def read_request(
+    request: HttpRequest,
+    view_kwargs: Mapping[str, Any],
+    shown: HttpRequest | None = None,
+) -> Reader:
     """Return the reader that a client's request describes.
+
+    Args:
+        request: Django's.
+        view_kwargs: What the route, or a view of the project's own, says besides.
+        shown: REST framework's around it, if any. The channel manager sees that one, as
+            the view may have left there what it has found.
 
     Raises:
         BadRequestError: Channels or Last-Event-ID cannot be understood.
@@ -122,7 +132,9 @@ def read_request(request: HttpRequest, view_kwargs: Mapping[str, Any]) -> Reader
     if grant is not None and grant.is_operator:
         names = set(grant.channels)  # whatever the channel manager makes of the request
     else:
-        names = requested_channels(request, view_kwargs)
+        # A token's user is set in Django's request only.
+        asked = shown if shown is not None and grant is None else request
+        names = requested_channels(asked, view_kwargs)
     if grant is not None:
         names = names or set(grant.channels)
         if names - grant.channels:

@@ -53,13 +53,17 @@ UNSUPPORTED = (
 
 @outside_transactions
 def events(request: HttpRequest, **view_kwargs: Any) -> HttpResponseBase:
-    """Open a stream of the channels that the channel manager finds in the request."""
+    """Open a stream of the channels that the channel manager finds in the request.
+
+    The request may be REST framework's: a view of the project's own hands on what it has.
+    """
+    given, request = request, _unwrap(request)
     hide_token(request)
     if request.method == "OPTIONS":
         return _finish(request, HttpResponse(status=204))
     if request.method != "GET":
         return _finish(request, HttpResponseNotAllowed(["GET", "OPTIONS"]))
-    return _finish(request, _answer(lambda: _open(request, view_kwargs)))
+    return _finish(request, _answer(lambda: _open(request, view_kwargs, given)))
 
 
 # Signed, and asked by the proxy, which is nobody's session.
@@ -93,13 +97,24 @@ def _is_client(request: HttpRequest) -> bool:
     return any(request.headers.get(name) for name in _CLIENT_HEADERS)
 
 
-def _open(request: HttpRequest, view_kwargs: dict[str, Any]) -> HttpResponseBase:
+def _unwrap(request: HttpRequest) -> HttpRequest:
+    """Return Django's own request of one of REST framework's, with the user it has found."""
+    own = getattr(request, "_request", None)
+    if not isinstance(own, HttpRequest):
+        return request
+    own.user = request.user
+    return own
+
+
+def _open(
+    request: HttpRequest, view_kwargs: dict[str, Any], given: HttpRequest
+) -> HttpResponseBase:
     if request.GET.get("link") == "next" and hold.is_proxied(request):
         # A next link of django-eventstream, for a stream that the proxy has held since that
         # was here. It has neither the client's position nor its session: as an expired one.
         return _end_stream()
     count_open(request)
-    reader = read_request(request, view_kwargs)
+    reader = read_request(request, view_kwargs, given)
     count_open_of_user(reader.user_id)
     if hold.is_proxied(request):
         return hold.open_stream(request, reader)

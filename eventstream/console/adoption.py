@@ -30,6 +30,7 @@ RULES: list[tuple[re.Pattern[str], str]] = [
         (r"EVENTSTREAM_STORAGE_CONNECTION", "leave the setting out"),
         (r"django_eventstream/(json2|eventsource\.min)\.js", "leave it out: every browser has it"),
         (r"django_eventstream/(reconnecting-eventsource|ReconnectingEventSource)", "eventstream/reconnecting-eventsource.min.js, the same; or EventStream, see docs/browser.md"),
+        (r"\bget_listener_manager\b|django_eventstream\.views import .*\b(Listener|ListenerManager|stream)\b", "no counterpart: who listens need not be known, and a view returns eventstream.views.events(request, channels=[…])"),
         (r"django_eventstream\.views", "the same from eventstream; behind a proxy a view of your own needs a second route, see docs/howto/channels.md"),
         (r"django_eventstream\.routing", "a path in urls.py, and no Channels: Django's own ASGI application answers"),
         (r"^\W*django_eventstream(\.apps\.\w+)?[\"'],?\W*$|INSTALLED_APPS\b.*[\"']django_eventstream", "leave it out, last of all: eventstream has its place"),

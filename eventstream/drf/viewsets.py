@@ -142,8 +142,7 @@ class EventsViewSet(ViewSet):
             return Response({"channels": names, "messages_types": self._types(request)})
         if channels:
             kwargs = {"channels": channels}
-        # Django's own request, whose user is by now the one whom DRF has authenticated.
-        return views.events(request._request, **kwargs)
+        return views.events(request, **kwargs)
 
     def _types(self, request: Request) -> Sequence[str]:
         asked = request.GET.get("messages_types", "")

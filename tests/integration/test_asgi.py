@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+import types
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import User
 from django.core.asgi import get_asgi_application
 from django.core.handlers.asgi import ASGIRequest
 from django.core.signals import request_finished
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.test import AsyncClient
+from django.urls import path
 from pytest_django import Settings
+from rest_framework.authentication import BasicAuthentication
+from rest_framework.request import Request
+from rest_framework.views import APIView
 
 from eventstream import asgi, limits, send_event
 from eventstream.asgi import Message, Receive, Send, hold_streams
+from eventstream.channelmanager import DefaultChannelManager
 from eventstream.hub import get_hub
 from eventstream.testing import drain_outbox
+from eventstream.views import events
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -41,7 +50,10 @@ class Client:
     """A request to the application, as a server makes it."""
 
     def __init__(
-        self, path: str = "/events/", query: bytes = b"channel=orders"
+        self,
+        path: str = "/events/",
+        query: bytes = b"channel=orders",
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         self.sent: list[Message] = []
         self.error: Exception | None = None
@@ -49,7 +61,7 @@ class Client:
         self._gone = asyncio.Event()
         scope = {
             "type": "http", "method": "GET", "path": path, "query_string": query,
-            "headers": [], "http_version": "1.1", "client": ("192.0.2.1", 4711),
+            "headers": headers, "http_version": "1.1", "client": ("192.0.2.1", 4711),
         }  # fmt: skip
         application = hold_streams(get_asgi_application())
         self.task = asyncio.ensure_future(application(scope, self._receive, self._send))
@@ -381,3 +393,38 @@ async def test_answer_that_takes_long_holds_up_nobody(
     assert opening.inside == asgi.AT_ONCE
     opening.may_answer.set()
     await asyncio.gather(*tasks)
+
+
+class Named(DefaultChannelManager):
+    def get_channels_for_request(self, request: HttpRequest, view_kwargs: Any) -> Any:
+        return request.found  # type: ignore[attr-defined]
+
+    def can_read_channel(self, user: AbstractBaseUser | None, channel: str) -> bool:
+        return user is not None and channel == f"user-{user.pk}"
+
+
+class View(APIView):
+    """As projects on django-eventstream have it: it hands on REST framework's request."""
+
+    authentication_classes = [BasicAuthentication]
+
+    def get(self, request: Request) -> HttpResponseBase:
+        request.found = {f"user-{request.user.pk}"}  # type: ignore[attr-defined]
+        return events(request)
+
+
+async def test_view_of_rest_framework_hands_on_the_request_that_it_has(
+    settings: Settings,
+) -> None:
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = f"{__name__}.Named"
+    urlconf: Any = types.ModuleType("urlconf")
+    urlconf.urlpatterns = [path("mine/", View.as_view())]
+    settings.ROOT_URLCONF = urlconf
+    user = await User.objects.acreate_user("ann", password="secret")
+    client = Client("/mine/", headers=[(b"authorization", b"Basic YW5uOnNlY3JldA==")])
+
+    await client.until(b"stream-open")
+    client.go()
+
+    assert f"id: user-{user.pk}:0".encode() in client.body
+    assert await client.has_ended()
