@@ -25,6 +25,7 @@ from rest_framework.test import APIClient
 from rest_framework.throttling import SimpleRateThrottle
 
 from eventstream import send_event
+from eventstream.channelmanager import DefaultChannelManager
 from eventstream.drf import EventsViewSet, SSEEventRenderer, configure_events_view_set
 from eventstream.testing import drain_outbox
 from tests import drf_urls
@@ -252,6 +253,21 @@ def test_without_a_holder_the_answer_says_so() -> None:
 
     assert response.status_code == 501
     assert "runs under WSGI" in response.content.decode()
+
+
+class Asking(DefaultChannelManager):
+    def get_channels_for_request(self, request: Any, view_kwargs: Any) -> set[str]:
+        return {f"room-{request.query_params['room']}-{request.version}"}
+
+
+def test_channel_manager_sees_rest_frameworks_request(
+    proxy: dict[str, str], settings: Settings
+) -> None:
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = f"{__name__}.Asking"
+
+    response = get("/api/any/?room=7", proxy)
+
+    assert "events-room-7-None;" in response["Grip-Channel"]
 
 
 class OrderSerializer(serializers.Serializer[Any]):
