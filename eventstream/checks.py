@@ -218,7 +218,8 @@ def _check_redirect() -> Iterable[CheckMessage]:
     if not redirects or not conf.grip_proxies():
         return
     try:
-        path = reverse("eventstream:next-link", args=["x"]).lstrip("/")
+        # As hold writes it: the route may have no slash at its end.
+        path = f"{reverse('eventstream:events').rstrip('/')}/next/x/".lstrip("/")
     except NoReverseMatch:
         return  # streams are elsewhere, wherever that is
     if not any(re.search(exempt, path) for exempt in settings.SECURE_REDIRECT_EXEMPT):

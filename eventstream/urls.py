@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.urls import include, path
+from django.urls import include, path, re_path
 
 from eventstream.views import events, next_link
 
@@ -11,5 +11,6 @@ app_name = "eventstream"
 urlpatterns = [
     path("", events, name="events"),
     path("health/", include("eventstream.health_urls")),
-    path("next/<str:token>/", next_link, name="next-link"),
+    # Below a stream's path, also where that has no slash at its end: path("events", include(…))
+    re_path(r"^(?:/)?next/(?P<token>[^/]+)/$", next_link, name="next-link"),
 ]

@@ -16,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import got_request_exception
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.test import Client
-from django.urls import include, path
+from django.urls import include, path, re_path
 from django.views.debug import ExceptionReporter
 from pytest_django import Settings
 
@@ -130,6 +130,28 @@ def route(settings: Settings) -> Callable[..., None]:
 
     hold._linked.clear()
     return route
+
+
+@pytest.mark.parametrize(
+    ("pattern", "own"),
+    [
+        (path("news", include("eventstream.urls"), {"channels": ["a"]}), "/news"),
+        (re_path(r"^of/(?P<pk>\d+)", include("eventstream.urls"), {"format-channels": ["{pk}"]}), "/of/7"),
+    ],
+)  # fmt: skip
+def test_link_of_a_path_without_a_slash_leads_back(
+    proxy: dict[str, str], route: Callable[..., None], pattern: Any, own: str
+) -> None:
+    """As projects on django-eventstream have it."""
+    route(pattern)
+
+    response = Client().get(own, headers=proxy)
+    channel = response["Grip-Channel"].split(";")[0]
+    link = next_path(response)
+    held = Client().get(link, headers={**proxy, "Grip-Last": f"{channel}; last-id=0"})
+
+    assert link.startswith(f"{own}/next/")
+    assert (held.status_code, held["Grip-Hold"]) == (200, "stream")
 
 
 def test_link_below_two_slashes_is_not_that_of_another_host(

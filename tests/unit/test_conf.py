@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import HttpResponse
 from django.test import RequestFactory
+from django.urls import include, path
 from django.views.debug import ExceptionReporter, SafeExceptionReporterFilter
 from django_grip import GripMiddleware
 from pytest_django import Settings
@@ -199,6 +201,19 @@ def test_redirect_of_a_proxys_questions_is_a_warning(
 
     assert ids(messages) == found
     assert all("[r'^events/(next|health)/']" in str(each.hint) for each in messages)
+
+
+def test_redirect_is_told_of_where_a_route_has_no_slash(settings: Settings) -> None:
+    urlconf: Any = types.ModuleType("urlconf")
+    urlconf.urlpatterns = [path("news", include("eventstream.urls"))]
+    settings.ROOT_URLCONF = urlconf
+    settings.MIDDLEWARE = [checks.SECURITY_MIDDLEWARE, *settings.MIDDLEWARE]
+    settings.SECURE_SSL_REDIRECT = True
+    settings.GRIP_URL = GRIP
+
+    [message] = checks.check_settings(None)
+
+    assert "/news/next/ is not exempt" in message.msg
 
 
 def test_proxy_without_a_key_is_a_warning(settings: Settings) -> None:
