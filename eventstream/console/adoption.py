@@ -45,7 +45,7 @@ _DIFFERENCES = (
     "An event of a transaction that rolls back is not sent, and ids are given after the commit.",
     "A worker publishes, or, without `eventstream_tasks`, the sender itself after its commit.",
     "`send_event` writes to the database, also where nothing was stored before: async code calls `await asend_event(…)`.",
-    "Types `stream-…` and `keep-alive`, control characters, `NaN` and data over 256 kB are refused at the call.",
+    "Types `stream-…` and `keep-alive`, control characters in a name, `NaN` and data over 256 kB are refused at the call.",
     "`async_publish` has no effect and warns.",
     "`skip_user_ids` is heeded by direct streams and on catch-up, too.",
     "The channel manager is one object for all threads of a process, not one for each: keep nothing of a request in it.",
