@@ -285,3 +285,21 @@ def test_board_shows_events_rollbacks_and_a_stopped_worker(
         wait_for(is_well, "the first sweep, which beat asks for after its interval")
         assert page.locator(".gaps").all_text_contents() == ["no gap", "no gap"]
         assert errors == []
+
+
+def test_as_many_windows_as_one_likes_and_on_a_small_screen(demo: Demo) -> None:
+    with browsing() as browser:
+        context = browser.new_context(viewport={"width": 320, "height": 600})
+        pages = [context.new_page() for _ in range(4)]
+        for page in pages:
+            page.goto(demo.url)  # two streams each, where the browser has six connections
+            page.wait_for_selector("[data-window=A] .state.open")
+            page.wait_for_selector("[data-window=B] .state.open")
+
+        pages[0].get_by_role("button", name="10 orders").click()
+
+        for page in pages:
+            page.wait_for_function("document.querySelectorAll('tr.new').length == 20")
+            assert page.locator(".gaps").all_text_contents() == ["no gap", "no gap"]
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width == 320  # nothing stands out to the right

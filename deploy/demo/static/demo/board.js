@@ -26,6 +26,7 @@ class Board {
     // The page's own position first, the last one received after that.
     const source = new EventStream(`/events/?channel=${encodeURIComponent(channel)}`, {
       lastEventId: this.position,
+      share: true, // or the third window would take the last of the browser's six connections
     });
     this.source = source;
     source.addEventListener("stream-status", ({ status }) => {
