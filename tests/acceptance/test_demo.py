@@ -292,7 +292,7 @@ def test_as_many_windows_as_one_likes_and_on_a_small_screen(demo: Demo) -> None:
         context = browser.new_context(viewport={"width": 320, "height": 600})
         pages = [context.new_page() for _ in range(4)]
         for page in pages:
-            page.goto(demo.url)  # two streams each, where the browser has six connections
+            page.goto(demo.url)  # two streams each, of six that a browser opens
             page.wait_for_selector("[data-window=A] .state.open")
             page.wait_for_selector("[data-window=B] .state.open")
 
