@@ -37,7 +37,9 @@ export class Parser {
     if (!text) return;
     if (this.#endedWithCR && text[0] === "\n") text = text.slice(1);
     this.#endedWithCR = text.endsWith("\r");
-    const lines = (this.#rest + text).split(/\r\n|\r|\n/);
+    // Of what is new alone: a long line that comes in small pieces is not looked through for each.
+    const lines = text.split(/\r\n|\r|\n/);
+    lines[0] = this.#rest + lines[0]!;
     this.#rest = lines.pop()!;
     for (const line of lines) this.#line(line);
   }

@@ -70,6 +70,18 @@ test("an event knows whether it has an id of its own", () => {
   assert.deepEqual(events.map((e) => e.hasId), [true, false, true]);
 });
 
+test("a long line in small pieces is looked through once", () => {
+  const text = `data: ${"x".repeat(4_000_000)}`;
+  const pieces = text.match(/.{1,1000}/g)!;
+  const begun = performance.now();
+
+  const { events } = parse(...pieces, "\r", "\n\r\n");
+
+  assert.equal(events[0]!.data.length, 4_000_000);
+  // Not ten seconds, in which a page would answer nobody.
+  assert.ok(performance.now() - begun < 2_000);
+});
+
 test("random streams in random pieces give what another parser gives", () => {
   let seed = Number(process.env.SEED ?? Date.now() % 1e6);
   const first = seed;
