@@ -54,6 +54,17 @@ export interface EventStreamEventMap {
 
 type Handler<T> = ((this: EventStream, event: T) => unknown) | null;
 
+const OPTIONS: Record<keyof EventStreamOptions, true> = {
+  lastEventId: true,
+  withCredentials: true,
+  max_retry_time: true,
+  silenceTimeout: true,
+  transport: true,
+  eventSourceClass: true,
+  headers: true,
+  token: true,
+  share: true,
+};
 const CONNECTING = 0;
 const OPEN = 1;
 const CLOSED = 2;
@@ -89,6 +100,7 @@ export class EventStream extends EventTarget {
   /** @throws TypeError: an option makes no sense; SyntaxError: the URL does not. */
   constructor(url: string | URL, options: EventStreamOptions = {}) {
     super();
+    checkNames(options);
     const address = resolve(url);
     this.#cursor = options.lastEventId || address.searchParams.get("lastEventId") || null;
     if (address.searchParams.has("lastEventId")) address.searchParams.delete("lastEventId");
@@ -440,12 +452,24 @@ function advance(cursor: string, id: string): string {
 }
 
 function resolve(url: string | URL): URL {
-  const base = (globalThis as { document?: Document }).document?.baseURI;
+  const { document, location } = globalThis as { document?: Document; location?: Location };
   try {
-    return new URL(url, base);
+    return new URL(url, document?.baseURI ?? location?.href); // a worker has no document
   } catch {
     throw new SyntaxError(`url: ${JSON.stringify(String(url))} is not a URL`);
   }
+}
+
+/** A lastEventID that counted for nothing would cost the page what it missed, silently. */
+function checkNames(options: EventStreamOptions): void {
+  for (const name in options) {
+    if (!(name in OPTIONS)) throw new TypeError(`${name}: there is no such option`);
+  }
+  const { lastEventId, headers } = options;
+  if (lastEventId && typeof lastEventId !== "string") {
+    throw new TypeError(`lastEventId: a text, not ${JSON.stringify(lastEventId)}`);
+  }
+  if (typeof headers !== "function") new Headers(headers); // a name that cannot be would fail for ever
 }
 
 function checkTime(name: string, value: number | undefined): number | undefined {

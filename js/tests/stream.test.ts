@@ -708,6 +708,9 @@ const WRONG: [object, RegExp][] = [
   [{ share: true, token: "t" }, /share/],
   [{ max_retry_time: -1 }, /max_retry_time: milliseconds, 0 or more, not -1/],
   [{ silenceTimeout: "5s" }, /silenceTimeout/],
+  [{ lastEventID: "c:1" }, /lastEventID: there is no such option/],
+  [{ lastEventId: 1 }, /lastEventId: a text, not 1/],
+  [{ headers: { "no name": "1" } }, /no name/],
 ];
 for (const [options, message] of WRONG) {
   test(`what makes no sense is said at once: ${message.source}`, () => {
@@ -717,4 +720,14 @@ for (const [options, message] of WRONG) {
 
 test("a URL that is none is said at once", () => {
   assert.throws(() => new EventStream("http://["), SyntaxError);
+});
+
+test("in a worker, which has no document, a path is of its own address", (t) => {
+  const scope = globalThis as { location?: unknown };
+  scope.location = { href: "http://localhost:8000/static/worker.js" };
+  t.after(() => delete scope.location);
+  const stream = new EventStream("/events/?channel=c");
+  stream.close();
+
+  assert.equal(stream.url, "http://localhost:8000/events/?channel=c");
 });
