@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
 from tests import settings as project
 from tests.support.browser import browsing, watch
+from tests.support.fault_proxy import FaultProxy, Mode
 from tests.support.postgres import postgres
 from tests.support.processes import free_port
 from tests.support.stack import Stack, running
@@ -309,6 +310,31 @@ def test_overview_refreshes_itself(office: Office, browser: Browser) -> None:
         "Paused for", timeout=30_000
     )
     page.context.close()
+
+
+def test_page_says_that_it_is_old_when_the_server_hangs(browser: Browser) -> None:
+    env = {"ES_SET": json.dumps(_settings("django", free_port()))}
+    with running(env=env, worker=False) as stack:
+        pk = int(stack.run(PREPARE).split()[-1])
+        session = stack.log_in(pk)
+        proxy = FaultProxy(stack.web_port)
+        stack.url = f"http://127.0.0.1:{proxy.port}"
+        try:
+            page = Office(stack, session, "").open(browser, "landing")
+            expect(page.locator("html[data-es-live]")).to_be_attached(timeout=30_000)
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url))
+
+            proxy.set_mode(Mode.BLACK_HOLE)  # nothing is refused, and nothing answered
+            meta = page.locator(".es-meta")
+            expect(meta).to_contain_text("what stands here is old", timeout=60_000)
+            assert len(asked) <= 2  # else they would fill the browser's six connections
+
+            proxy.set_mode(Mode.PASS)
+            expect(meta).to_contain_text("As of", timeout=60_000)
+            page.context.close()
+        finally:
+            proxy.close()
 
 
 def test_tail_shows_any_channel_as_text(office: Office, browser: Browser) -> None:

@@ -104,7 +104,9 @@
   async function refresh() {
     const hours = chosen();
     try {
-      const response = await fetch(`${section.dataset.esSeries}?hours=${hours}`);
+      const response = await fetch(`${section.dataset.esSeries}?hours=${hours}`, {
+        signal: AbortSignal.timeout(REFRESH_MS),
+      });
       if (!response.ok || response.redirected) throw new Error(response.statusText);
       const points = await response.json();
       if (hours !== chosen()) return; // and the answer to that may have come before

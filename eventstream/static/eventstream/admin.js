@@ -48,15 +48,22 @@
     source.addEventListener("status", (event) => show(JSON.parse(event.data)));
     source.addEventListener("stream-error", () => source.close());
 
-    // Where the server cannot stream, or the stream hangs: ask.
+    // Where the server cannot stream, or the stream hangs: ask. That may hang, too.
+    let isAsking = false;
     setInterval(async () => {
-      if (Date.now() - heardAt < (source.readyState === EventSource.OPEN ? SILENT_MS : POLL_MS)) return;
+      if (isAsking || Date.now() - heardAt < (source.readyState === EventSource.OPEN ? SILENT_MS : POLL_MS)) return;
+      isAsking = true;
       try {
-        const response = await fetch(panel.dataset.esStatus, { headers: { Accept: "application/json" } });
+        const response = await fetch(panel.dataset.esStatus, {
+          headers: { Accept: "application/json" },
+          signal: AbortSignal.timeout(SILENT_MS),
+        });
         if (response.ok && !response.redirected) show(await response.json());
         else stale();
       } catch {
         stale();
+      } finally {
+        isAsking = false;
       }
     }, POLL_MS);
 
