@@ -403,6 +403,34 @@ def test_tail_whose_token_has_expired_says_what_to_do(
     page.context.close()
 
 
+def test_tail_that_hears_nothing_comes_back_where_it_was(browser: Browser) -> None:
+    settings = {**_settings("django", free_port()), "EVENTSTREAM_KEEP_ALIVE": 1}
+    del settings["GRIP_URL"]
+    with running(env={"ES_SET": json.dumps(settings)}, worker=False) as stack:
+        pk = int(stack.run(PREPARE).split()[-1])
+        stack.run(NUMBER)
+        session = stack.log_in(pk)
+        proxy = FaultProxy(stack.web_port)
+        stack.url = f"http://127.0.0.1:{proxy.port}"
+        try:
+            page = Office(stack, session, "").open(browser, "channel")
+            state = page.locator("[data-es-tail-state]")
+            expect(page.locator("[data-es-tail]")).to_contain_text('"number": 1')
+            expect(state).to_have_text("Live.")
+
+            proxy.set_mode(Mode.BLACK_HOLE)
+            expect(state).to_contain_text("nothing came for 7 s", timeout=20_000)
+            stack.send("private-9", data="meanwhile")
+            proxy.set_mode(Mode.PASS)
+
+            expect(state).to_have_text("Live.", timeout=20_000)
+            row = page.locator("[data-es-tail] li", has_text="meanwhile")
+            expect(row).to_have_count(1, timeout=20_000)
+            page.context.close()
+        finally:
+            proxy.close()
+
+
 def test_tail_and_overview_are_live_behind_a_proxy(browser: Browser) -> None:
     with running(with_pushpin=True) as stack:
         pk = int(stack.run(PREPARE).split()[-1])

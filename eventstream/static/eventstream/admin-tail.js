@@ -12,6 +12,7 @@
   const stateLine = document.querySelector("[data-es-tail-state]");
   const stop = document.querySelector("[data-es-tail-stop]");
   let position = box.dataset.esPosition;
+  let silence = 45000;
   let controller = null;
   let isOver = false;
 
@@ -53,11 +54,31 @@
       return;
     }
     if (id !== null) position = id;
+    // Two keep-alives may be late or lost; a third is not coming.
+    if (type === "stream-open") silence = JSON.parse(data.join("\n")).keep_alive * 2000 + 5000;
     if (type === "stream-reset") show(type, "", "what is older is not stored any more");
     else if (data.length && type !== "keep-alive" && type !== "stream-open") show(type, id ?? "", data.join("\n"));
   }
 
   async function read(signal) {
+    const attempt = new AbortController();
+    const stopReading = () => attempt.abort();
+    let timer;
+    const listen = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => attempt.abort(new Error(`nothing came for ${silence / 1000} s`)), silence);
+    };
+    signal.addEventListener("abort", stopReading);
+    try {
+      await readUntil(attempt.signal, listen);
+    } finally {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", stopReading);
+    }
+  }
+
+  async function readUntil(signal, listen) {
+    listen();
     const headers = { Accept: "text/event-stream", Authorization: `Bearer ${box.dataset.esToken}` };
     if (position) headers["Last-Event-ID"] = position;
     const response = await fetch(box.dataset.esTail, { headers, signal, credentials: "omit", cache: "no-store" });
@@ -76,6 +97,7 @@
       const blocks = (rest + value).split("\n\n");
       rest = blocks.pop();
       blocks.forEach(take);
+      listen();
     }
   }
 
