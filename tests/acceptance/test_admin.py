@@ -346,6 +346,9 @@ def test_tail_shows_any_channel_as_text(office: Office, browser: Browser) -> Non
 
     expect(tail).to_contain_text("<img src=x onerror=alert(1)>")
     assert tail.locator("img, b").count() == 0
+    page.set_viewport_size({"width": 400, "height": 800})
+    data = tail.locator("li span:last-child").first
+    assert data.evaluate("cell => cell.clientWidth") > 250
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("[data-es-tail-state]")).to_have_text("Stopped.")
     page.context.close()

@@ -34,6 +34,9 @@ def test_page_shows_events_as_they_come_and_as_text() -> None:
         assert page.locator("#eventstream-events img").count() == 0
         if path := os.environ.get("ES_SCREENSHOTS"):
             page.screenshot(path=f"{path}/drf.png")
+        page.set_viewport_size({"width": 400, "height": 800})
+        width = rows.nth(0).locator(".data").evaluate("cell => cell.clientWidth")
+        assert width > 250  # a phone has no room for it beside the rest
         page.click("#eventstream-clear")
         expect(page.locator("#eventstream-events li")).to_have_count(0)
 
