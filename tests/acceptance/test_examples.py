@@ -73,3 +73,31 @@ def test_two_people_talk_and_a_third_sees_what_was_said(
     late.goto(room)
     expect(late.locator("#log li")).to_have_text(said)
     shoot(ann, path)
+
+
+def test_room_that_missed_what_is_no_longer_stored_is_loaded_again(
+    address: str, browser: Browser
+) -> None:
+    page = browser.new_page()
+    reset = 'event: stream-reset\ndata: {"channels": ["room-reset"]}\n\n'
+    page.route(
+        "**/events/**",
+        lambda route: route.fulfill(body=reset, content_type="text/event-stream"),
+        times=1,
+    )
+    page.goto(f"{address}/chat/reset/", wait_until="commit")
+    is_reload = "performance.getEntriesByType('navigation')[0].type === 'reload'"
+    page.wait_for_function(is_reload, timeout=10_000)
+
+    expect(page.locator("#state")).to_have_text("connected")
+
+
+@pytest.mark.parametrize("path", ["clock/", "chat/refused/"])
+def test_page_whose_stream_is_over_says_so(
+    address: str, browser: Browser, path: str
+) -> None:
+    page = browser.new_page()
+    page.route("**/events/**", lambda route: route.fulfill(status=502))
+    page.goto(f"{address}/{path}")
+
+    expect(page.locator("#state")).to_have_text("closed: load the page again")

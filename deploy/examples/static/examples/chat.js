@@ -28,7 +28,13 @@ if (!isRest) showState(JSON.parse(document.getElementById("messages").textConten
 const query = isRest ? "" : `?lastEventId=${encodeURIComponent(position)}`;
 const stream = new EventSource(`${base}/events/${query}`);
 stream.addEventListener("open", () => (state.textContent = "connected"));
-stream.addEventListener("error", () => (state.textContent = "connecting again"));
+stream.addEventListener("error", () => {
+  // After an answer that is no stream an EventSource does not come back.
+  const isOver = stream.readyState === EventSource.CLOSED;
+  state.textContent = isOver ? "closed: load the page again" : "connecting again";
+});
+// What was missed is not stored any more. The page's state is in the page, the other's in the stream.
+if (!isRest) stream.addEventListener("stream-reset", () => location.reload());
 stream.addEventListener("initial-state", (event) => showState(JSON.parse(event.data)));
 stream.addEventListener("message", (event) => add(JSON.parse(event.data)));
 stream.addEventListener("stream-error", (event) => {
