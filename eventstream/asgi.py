@@ -17,6 +17,7 @@ Imports nothing that needs Django set up: a project's asgi.py does that after it
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -30,7 +31,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[..., Awaitable[None]]
-Write = Callable[[Receive, Send], Awaitable[None]]
+Gone = asyncio.Task[Message]
+"""Waits until the client is gone."""
+Write = Callable[[Gone, Send], Awaitable[None]]
 """Writes the body of a stream, whose head has been sent, until it ends."""
 
 _KEY = "eventstream"
@@ -116,46 +119,102 @@ class _Handover:
             places.release()
 
 
-def _hear_again(first: Message, receive: Receive) -> Receive:
-    """Return what receives a message that has been received, and then what follows."""
-    waiting = [first]
+class _Listening:
+    """What the server has to say about a request: to Django, and then to the stream.
 
-    async def hear() -> Message:
-        return waiting.pop() if waiting else await receive()
+    While Django answers it listens for the client's end, and then cancels that. Not every
+    server can be listened to again after it: gunicorn's says from then on that the client
+    is gone. So one task waits for that end, and the stream goes on with it.
+    """
 
-    return hear
+    __slots__ = ("_context", "_gone", "_is_read", "_receive", "_said")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._said: Message | None = None
+        self._is_read = False
+        self._gone: Gone | None = None
+        # That of Django's listener would be kept, and what middleware has put there.
+        self._context = contextvars.copy_context()
+
+    async def hear_first(self) -> Message:
+        """Return what comes first, which will be heard again."""
+        self._said = await self._receive()
+        return self._said
+
+    async def hear(self) -> Message:
+        """Return what comes next. The server does not notice if this is cancelled.
+
+        But for the body: nobody listens to what comes after half of it.
+        """
+        if self._is_read:
+            return await asyncio.shield(self._wait())
+        said, self._said = self._said, None
+        message = await self._receive() if said is None else said
+        self._is_read = not message.get("more_body")
+        return message
+
+    def _wait(self) -> Gone:
+        if self._gone is None:
+            loop = asyncio.get_running_loop()
+            waiting = _wait_until_gone(self._receive)
+            self._gone = loop.create_task(waiting, context=self._context)
+        return self._gone
+
+    def give_away(self) -> Gone:
+        """Return the task that is done when the client is gone; it is another's from now on."""
+        gone, self._gone = self._wait(), None
+        return gone
+
+    async def stop(self) -> None:
+        """Wait no longer."""
+        if self._gone is not None:
+            self._gone.cancel()
+            await asyncio.wait([self._gone])
+
+
+async def _wait_until_gone(receive: Receive) -> Message:
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
 
 
 def hold_streams(application: Application) -> Application:
     """Return the application, with its streams held beside it."""
     line = _Line()
 
-    async def answer(scope: Message, receive: Receive, send: Send) -> Write | None:
+    async def answer(
+        scope: Message, receive: Receive, send: Send
+    ) -> tuple[Write, Gone] | tuple[None, None]:
         handover = _Handover(send)
+        listening = _Listening(receive)
         # Not a copy: the view takes the token out of what the server will log.
         scope[_KEY] = handover
-        if _asks_for_stream(scope):
-            request = await receive()
-            receive = _hear_again(request, receive)
-            # Of one whose body is still to come, nobody knows when it can be answered.
-            if not request.get("more_body"):
-                await line.enter(handover)
         try:
-            await application(scope, receive, handover.send)
+            if _asks_for_stream(scope):
+                request = await listening.hear_first()
+                # Of one whose body is still to come, nobody knows when it can be answered.
+                if not request.get("more_body"):
+                    await line.enter(handover)
+            await application(scope, listening.hear, handover.send)
+            # Whoever still has the request, a log record for instance, is not to have the
+            # stream.
+            write, handover.write = handover.write, None
+            if write is None or not handover.is_taken:
+                return None, None
+            return write, listening.give_away()
         finally:
             handover.leave_line()
-        # Whoever still has the request, a log record for instance, is not to have the stream.
-        write, handover.write = handover.write, None
-        return write if handover.is_taken else None
+            await listening.stop()
 
     async def hold(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await application(scope, receive, send)
             return
         # Nothing of the request is in this frame, which is kept as long as the stream.
-        write = await answer(scope, receive, send)
-        if write is not None:
-            await write(receive, send)
+        write, gone = await answer(scope, receive, send)
+        if write is not None and gone is not None:
+            await write(gone, send)
 
     return hold
 

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db import InterfaceError, OperationalError
 
 from eventstream.hub.switchboard import get_hub
 
 if TYPE_CHECKING:
-    from eventstream.asgi import Receive, Send
+    from eventstream.asgi import Gone, Send
     from eventstream.limits import Slot
     from eventstream.reading import Reader
 
 
-async def write_stream(
-    reader: Reader, slot: Slot, receive: Receive, send: Send
-) -> None:
+async def write_stream(reader: Reader, slot: Slot, gone: Gone, send: Send) -> None:
     """Write a stream until it ends or the client is gone; its head has been sent."""
     hub = get_hub()
     subscriber = hub.enter(reader)
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  a coroutine runs in one
-    gone = asyncio.create_task(_cancel_when_gone(receive, task))
+    gone.add_done_callback(task.cancel)
     try:
         while not subscriber.is_over:
             # Not by a name: what was written last would be kept until there is more.
@@ -49,12 +47,7 @@ async def write_stream(
     finally:
         hub.leave(subscriber)
         slot.release()
+        gone.remove_done_callback(task.cancel)
         gone.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await gone
-
-
-async def _cancel_when_gone(receive: Receive, task: asyncio.Task[Any]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    task.cancel()

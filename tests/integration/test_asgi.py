@@ -57,6 +57,8 @@ class Client:
     ) -> None:
         self.sent: list[Message] = []
         self.error: Exception | None = None
+        self.is_cut_off_by_cancel = False
+        self.is_listened_to = False
         self._is_asked = False
         self._gone = asyncio.Event()
         scope = {
@@ -70,7 +72,15 @@ class Client:
         if not self._is_asked:
             self._is_asked = True
             return {"type": "http.request", "body": b"", "more_body": False}
-        await self._gone.wait()
+        self.is_listened_to = True
+        try:
+            await self._gone.wait()
+        except asyncio.CancelledError:
+            if self.is_cut_off_by_cancel:
+                self._gone.set()
+            raise
+        finally:
+            self.is_listened_to = False
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
@@ -157,6 +167,28 @@ async def test_stream_outlives_its_request() -> None:
     client.go()
     assert await client.has_ended()
     assert (count_held(), count_slots()) == (0, 0)
+
+
+async def test_server_may_take_a_cancelled_receive_for_the_client_s_end() -> None:
+    """As gunicorn's own ASGI worker does: Django cancels it when it has answered."""
+    client = Client()
+    client.is_cut_off_by_cancel = True
+    await client.until(b"stream-open")
+    await send("first")
+    await client.until(b'data: "first"')
+    assert client.is_listened_to
+
+    client.go()
+    assert await client.has_ended()
+    assert (count_held(), count_slots()) == (0, 0)
+    assert not client.is_listened_to
+
+
+async def test_nobody_listens_after_an_answer_that_is_no_stream() -> None:
+    client = Client(query=b"")
+
+    assert await client.has_ended()
+    assert not client.is_listened_to
 
 
 async def test_stream_is_not_compressed_by_a_middleware(settings: Settings) -> None:
