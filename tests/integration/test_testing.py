@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 from unittest import mock
@@ -224,6 +226,23 @@ class ReadInTestCase(TestCase):
         ]
         assert {event.channel for event in events} == {"orders"}
         assert client.read(READ) == []
+
+
+@pytest.mark.django_db
+def test_stream_is_read_where_warnings_are_errors() -> None:
+    """gripcontrol calls utcnow(), deprecated from Python 3.12 on."""
+
+    def now() -> float:
+        name = "gripcontrol.gripcontrol"
+        warnings.warn_explicit("utcnow()", DeprecationWarning, "it", 1, module=name)
+        return time.time()
+
+    with mock.patch("gripcontrol.gripcontrol._timestamp_utcnow", now):
+        client = EventStreamTestClient()
+        send_event("orders", "message", 1)
+        events = client.read(READ, last_event_id="orders:0")
+
+    assert [event.data for event in events] == [1]
 
 
 def test_stream_of_many_pages_and_channels_is_read(
