@@ -11,7 +11,7 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.contrib.auth.models import AnonymousUser
+from django.apps import apps
 from django.core import signing
 from django.db import Error, connections
 from django.views.decorators.debug import sensitive_variables
@@ -178,7 +178,11 @@ def read_request(
 
 def _set_user(request: HttpRequest, user: AbstractBaseUser | None) -> None:
     """Make the token's user that of the request, as a channel manager looks for it."""
-    found: Any = AnonymousUser() if user is None else user
+    found: Any = user
+    if user is None and apps.is_installed("django.contrib.auth"):
+        from django.contrib.auth.models import AnonymousUser  # noqa: PLC0415  needs the app
+
+        found = AnonymousUser()
 
     async def auser() -> Any:
         return found

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
 from django.conf import settings
-from django.contrib.auth.models import AnonymousUser
 from django.core import signing
 from django.core.handlers.asgi import ASGIRequest
 from django.utils.crypto import constant_time_compare, salted_hmac
@@ -33,7 +32,7 @@ from eventstream.exceptions import (
 from eventstream.specs import check_channel
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
     from django.http import HttpRequest
 
 MAX_LIFETIME = 24 * 3600

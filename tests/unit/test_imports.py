@@ -33,6 +33,31 @@ print(sorted(set(sys.modules) & {"celery", "kombu", "django_celery_beat", "tests
 """
 
 
+WITHOUT_USERS = """
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["eventstream"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    SECRET_KEY="tests-only-0123456789-0123456789-0123456789",
+    ALLOWED_HOSTS=["testserver"],
+    ROOT_URLCONF="eventstream.urls",
+)
+django.setup()
+from django.core.management import call_command
+call_command("check")
+call_command("migrate", verbosity=0)
+from eventstream import make_subscribe_token, send_event
+from eventstream.testing import EventStreamTestClient
+client = EventStreamTestClient()
+send_event("orders", "message", "tea")
+token = make_subscribe_token(None, ["orders"])
+for query in ("channel=orders", f"channel=orders&token={token}"):
+    events = client.read(f"/?{query}", last_event_id="orders:0")
+    print([event.data for event in events])
+"""
+
+
 def imported(path: Path) -> set[str]:
     """Return the top-level packages that a module imports."""
     found = set()
@@ -151,3 +176,12 @@ def test_functions_can_be_imported_before_apps_are_ready() -> None:
 
     expected = ["too early", "a:1"]
     assert (done.stdout.splitlines(), done.returncode) == (expected, 0), done.stderr
+
+
+def test_everybody_is_anonymous_in_a_project_without_users() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_USERS],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.stdout.splitlines() == ["['tea']", "['tea']"], done.stderr
