@@ -18,7 +18,14 @@ class EventStreamTasksConfig(AppConfig):
     def ready(self) -> None:
         # The checks, and the tasks: a web process sends them, and nothing else loads them
         # there, for autodiscover_tasks() waits until a worker starts.
-        from eventstream_tasks import checks, tasks  # noqa: F401, PLC0415
+        try:
+            from eventstream_tasks import checks, tasks  # noqa: F401, PLC0415
+        except ModuleNotFoundError as error:
+            if error.name == "celery":
+                error.add_note(
+                    "eventstream_tasks needs it: pip install 'eventstream[tasks]'"
+                )
+            raise
 
         if importlib.util.find_spec("prometheus_client") is not None:
             from eventstream_tasks import worker_metrics  # noqa: F401, PLC0415

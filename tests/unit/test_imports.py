@@ -58,6 +58,15 @@ for query in ("channel=orders", f"channel=orders&token={token}"):
 """
 
 
+WITHOUT_CELERY = """
+import sys, django
+from django.conf import settings
+sys.modules["celery"] = None
+settings.configure(INSTALLED_APPS=["eventstream", "eventstream_tasks"])
+django.setup()
+"""
+
+
 def imported(path: Path) -> set[str]:
     """Return the top-level packages that a module imports."""
     found = set()
@@ -185,3 +194,12 @@ def test_everybody_is_anonymous_in_a_project_without_users() -> None:
     )  # fmt: skip
 
     assert done.stdout.splitlines() == ["['tea']", "['tea']"], done.stderr
+
+
+def test_tasks_say_what_to_install_for_them() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_CELERY],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.stderr.endswith("needs it: pip install 'eventstream[tasks]'\n")
