@@ -805,8 +805,13 @@ MUTATIONS = [
     ),
     Mutation(
         "a client that is gone keeps its stream", "eventstream/hub/writing.py",
-        "    task.cancel()\n", "    pass\n",
+        "    gone.add_done_callback(task.cancel)\n", "    pass\n",
         "tests/integration/test_asgi.py::test_stream_outlives_its_request",
+    ),
+    Mutation(
+        "the server hears Django's listener being cancelled", "eventstream/asgi.py",
+        "asyncio.shield(self._wait())", "self._receive()",
+        "tests/integration/test_asgi.py::test_server_may_take_a_cancelled_receive_for_the_client_s_end",
     ),
     Mutation(
         "a reset stands before events that come before it", "eventstream/pieces.py",
