@@ -27,6 +27,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
@@ -119,6 +120,11 @@ def check_names(
         if but and name.startswith(but):
             continue
         hint = "The settings are: " + ", ".join(sorted(known)) + "."
+        # Without what they all begin with, by which they are alike.
+        rest = name.removeprefix("EVENTSTREAM_")
+        meant = get_close_matches(rest, [setting.name for setting in table], n=1)
+        if meant:
+            hint = f"Did you mean EVENTSTREAM_{meant[0]}? {hint}"
         text = f"{name} is not a setting of eventstream."
         yield Error(text, hint=hint, id=code)
 

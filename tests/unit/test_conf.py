@@ -169,7 +169,17 @@ def test_setting_that_is_none_of_ours_is_an_error(settings: Settings) -> None:
     (found,) = checks.check_settings(None)
 
     assert found.id == "eventstream.E002"
-    assert "EVENTSTREAM_RETENTION" in str(found.hint)
+    assert str(found.hint).startswith("Did you mean EVENTSTREAM_RETENTION? The setting")
+
+
+def test_setting_that_is_like_none_of_ours_has_them_listed(settings: Settings) -> None:
+    settings.EVENTSTREAM_TEA = 1
+
+    (found,) = checks.check_settings(None)
+
+    assert str(found.hint).startswith(
+        "The settings are: EVENTSTREAM_ALLOW_CREDENTIALS, "
+    )
 
 
 def test_proxy_without_middleware_is_an_error(settings: Settings) -> None:
