@@ -28,6 +28,7 @@ from eventstream import channel_permission_changed, send_event
 from eventstream.hub import get_hub, streams, subscribers, switchboard, tails
 from eventstream.hub import log as hub_log
 from eventstream.hub.buslink import BusLink
+from eventstream.hub.subscribers import Subscriber
 from eventstream.hub.switchboard import Hub
 from eventstream.models import Channel, Cursor, Event, Partition
 from eventstream.positions import parse_position
@@ -42,12 +43,16 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300)]
 
 T = TypeVar("T")
 
+collect = Subscriber.collect
+
 CHANNELS = ["a", "members"]
 HISTORIES = 60
 STEPS = 150
 MOST_CLIENTS = 6
 SETTLED = 25
 """Turns of the loop after which nothing is left to do but what waits."""
+MOST_TURNS = 100_000
+"""How often streams look for more, at once, before they are said to go in circles."""
 RETENTION = 60
 """Seconds: less than what may pass at once."""
 RECOVERY_SECONDS = 120.0
@@ -294,6 +299,7 @@ class World:
         self.counts: Counter[str] = Counter()
         self.history: list[str] = []
         self.loop = Loop()
+        self.turns = 0
         Pool.world = Bus.world = self
         actions = {
             self.send: 10, self.number: 8, self.some_go_on: 30, self.one_fails: 4,
@@ -321,11 +327,18 @@ class World:
     def note(self, text: str) -> None:
         self.history.append(text)
 
+    def collect(self, subscriber: Subscriber) -> Any:
+        """See that a stream that looks for more waits until there is something."""
+        self.turns += 1
+        assert self.turns < MOST_TURNS, "streams go in circles"
+        return collect(subscriber)
+
     def last_id(self, channel: str) -> int:
         return get_storage().current_ids("default", [channel])[channel]
 
     def _run(self, action: Callable[[], object], seconds: float = 0) -> None:
         """Do something in the loop; let it settle, or let time pass."""
+        self.turns = 0
 
         async def work() -> None:
             action()
@@ -555,6 +568,7 @@ def test_no_history_of_a_hub_breaks_the_promise(
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
     monkeypatch.setattr(switchboard, "ReaderPool", Pool)
     monkeypatch.setattr(switchboard, "BusLink", Bus)
+    monkeypatch.setattr(Subscriber, "collect", lambda each: Pool.world.collect(each))
     if has_bus:  # another process numbers
         monkeypatch.setattr(Hub, "_on_numbered", lambda *args, **kwargs: None)
     seed = randrange(10**9)
