@@ -113,17 +113,16 @@ def check_names(
     but: str = "",
 ) -> Iterable[CheckMessage]:
     """Check that a table has every setting with a prefix, but for those of another's."""
-    known = {f"EVENTSTREAM_{setting.name}" for setting in table}
+    # Without what they all begin with, by which any two are alike.
+    own = [setting.name for setting in table]
+    known = {f"EVENTSTREAM_{name}" for name in own}
     for name in dir(settings):
         if not name.startswith(prefix) or name in known:
             continue
         if but and name.startswith(but):
             continue
         hint = "The settings are: " + ", ".join(sorted(known)) + "."
-        # Without what they all begin with, by which they are alike.
-        rest = name.removeprefix("EVENTSTREAM_")
-        meant = get_close_matches(rest, [setting.name for setting in table], n=1)
-        if meant:
+        if meant := get_close_matches(name.removeprefix("EVENTSTREAM_"), own, n=1):
             hint = f"Did you mean EVENTSTREAM_{meant[0]}? {hint}"
         text = f"{name} is not a setting of eventstream."
         yield Error(text, hint=hint, id=code)

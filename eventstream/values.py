@@ -154,9 +154,8 @@ def http_url(value: object) -> str | None:
     problem = "must be a URL such as 'http://127.0.0.1:5561'"
     if not isinstance(value, str):
         return problem
-    if value.split() != [
-        value
-    ]:  # a second one would become a part of the first one's key
+    # A second one would become a part of the first one's key.
+    if value.split() != [value]:
         return "must be one URL such as 'http://127.0.0.1:5561', without spaces"
     if not _has_port(value):
         return problem
