@@ -126,15 +126,14 @@ def read_request(
         ChannelPermissionError: Some channel may not be read.
         TokenError: The request's subscribe token does not open a stream.
     """
+    shown = request if shown is None else shown
     grant = take_grant(request)
     if grant is not None:
-        _set_user(request, grant.user)
+        _set_user(request, shown, grant.user)
     if grant is not None and grant.is_operator:
         names = set(grant.channels)  # whatever the channel manager makes of the request
     else:
-        # A token's user is set in Django's request only.
-        asked = shown if shown is not None and grant is None else request
-        names = requested_channels(asked, view_kwargs)
+        names = requested_channels(shown, view_kwargs)
     if grant is not None:
         names = names or set(grant.channels)
         if names - grant.channels:
@@ -176,7 +175,9 @@ def read_request(
     return reader
 
 
-def _set_user(request: HttpRequest, user: AbstractBaseUser | None) -> None:
+def _set_user(
+    request: HttpRequest, shown: HttpRequest, user: AbstractBaseUser | None
+) -> None:
     """Make the token's user that of the request, as a channel manager looks for it."""
     found: Any = user
     if user is None and apps.is_installed("django.contrib.auth"):
@@ -187,8 +188,9 @@ def _set_user(request: HttpRequest, user: AbstractBaseUser | None) -> None:
     async def auser() -> Any:
         return found
 
-    request.user = found
-    request.auser = auser
+    for each in (request, shown):
+        each.user = found
+        each.auser = auser
 
 
 class LinkKind(Enum):

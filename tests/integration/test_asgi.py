@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import types
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, ClassVar
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -24,7 +26,7 @@ from rest_framework.authentication import BasicAuthentication
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from eventstream import asgi, limits, send_event
+from eventstream import asgi, limits, make_subscribe_token, send_event
 from eventstream.asgi import Message, Receive, Send, hold_streams
 from eventstream.channelmanager import DefaultChannelManager
 from eventstream.hub import get_hub
@@ -54,24 +56,32 @@ class Client:
         path: str = "/events/",
         query: bytes = b"channel=orders",
         headers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        body: Sequence[bytes] = (b"",),
+        says_again: bool = False,
     ) -> None:
         self.sent: list[Message] = []
         self.error: Exception | None = None
         self.is_cut_off_by_cancel = False
         self.is_listened_to = False
-        self._is_asked = False
+        last = len(body) - 1
+        self._said: list[Message] = [
+            {"type": "http.request", "body": piece, "more_body": number < last}
+            for number, piece in enumerate(body)
+        ]
+        if says_again:
+            self._said.append({"type": "http.request", "body": b"", "more_body": False})
         self._gone = asyncio.Event()
         scope = {
-            "type": "http", "method": "GET", "path": path, "query_string": query,
+            "type": "http", "method": "POST" if body[0] else "GET", "path": path, "query_string": query,
             "headers": headers, "http_version": "1.1", "client": ("192.0.2.1", 4711),
         }  # fmt: skip
         application = hold_streams(get_asgi_application())
         self.task = asyncio.ensure_future(application(scope, self._receive, self._send))
 
     async def _receive(self) -> Message:
-        if not self._is_asked:
-            self._is_asked = True
-            return {"type": "http.request", "body": b"", "more_body": False}
+        if self._said:
+            return self._said.pop(0)
         self.is_listened_to = True
         try:
             await self._gone.wait()
@@ -191,6 +201,61 @@ async def test_nobody_listens_after_an_answer_that_is_no_stream() -> None:
     assert not client.is_listened_to
 
 
+async def test_stream_goes_on_when_the_server_says_the_body_s_end_again() -> None:
+    client = Client(says_again=True)
+    await client.until(b"stream-open")
+    await send("first")
+    await client.until(b'data: "first"')
+
+    client.go()
+    assert await client.has_ended()
+
+
+async def test_body_that_comes_in_pieces_arrives_whole(settings: Settings) -> None:
+    urlconf: Any = types.ModuleType("urlconf")
+    urlconf.urlpatterns = [path("echo/", lambda request: HttpResponse(request.body))]
+    settings.ROOT_URLCONF = urlconf
+    accept = [
+        (b"accept", b"text/event-stream")
+    ]  # what asks for a stream is heard first
+
+    for headers in ((), accept):
+        client = Client("/echo/", headers=headers, body=[b"one, ", b"two, ", b"three"])
+
+        assert await client.has_ended()
+        assert client.body == b"one, two, three"
+
+
+class Belongings:
+    """What a project keeps of a request while it is answered."""
+
+
+async def test_stream_keeps_nothing_of_its_request_s_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[weakref.ref[Belongings]] = []
+    variable: ContextVar[Belongings] = ContextVar("variable")
+    django = get_asgi_application()
+
+    async def keep(scope: Message, receive: Receive, send: Send) -> None:
+        mine = Belongings()
+        kept.append(weakref.ref(mine))
+        token = variable.set(mine)
+        try:
+            await django(scope, receive, send)  # type: ignore[arg-type]
+        finally:
+            variable.reset(token)
+
+    monkeypatch.setattr(f"{__name__}.get_asgi_application", lambda: keep)
+    client = Client()
+    await client.until(b"stream-open")
+    gc.collect()
+
+    assert [ref() for ref in kept] == [None]
+    client.go()
+    assert await client.has_ended()
+
+
 async def test_stream_is_not_compressed_by_a_middleware(settings: Settings) -> None:
     """Django compresses each piece by itself, and Chromium shows the first one alone."""
     gzip = "django.middleware.gzip.GZipMiddleware"
@@ -238,6 +303,8 @@ async def test_stream_that_ends_ends_the_response() -> None:
 
     assert not client.sent[-1].get("more_body")
     assert (count_held(), count_slots()) == (0, 0)
+    # A server's time limit, or its group of tasks, would take it for its own doing.
+    assert client.task.cancelling() == 0
 
 
 async def test_server_that_cancels_is_not_told_otherwise() -> None:
@@ -435,6 +502,14 @@ class Named(DefaultChannelManager):
         return user is not None and channel == f"user-{user.pk}"
 
 
+class Seen(DefaultChannelManager):
+    seen: ClassVar[list[Any]] = []
+
+    async def get_channels_for_request(self, request: Any, view_kwargs: Any) -> Any:
+        self.seen.append((request.found, request.user, await request.auser()))
+        return {"orders"}
+
+
 class View(APIView):
     """As projects on django-eventstream have it: it hands on REST framework's request."""
 
@@ -445,18 +520,50 @@ class View(APIView):
         return events(request)
 
 
+class Late(View):
+    """It finds out who asks when somebody wants to know."""
+
+    def perform_authentication(self, request: Request) -> None:
+        pass
+
+    def get(self, request: Request) -> HttpResponseBase:
+        request.found = {request.GET["channel"]}  # type: ignore[attr-defined]
+        return events(request)
+
+
+@pytest.mark.parametrize("view", [View, Late])
 async def test_view_of_rest_framework_hands_on_the_request_that_it_has(
-    settings: Settings,
+    settings: Settings, view: type[APIView]
 ) -> None:
     settings.EVENTSTREAM_CHANNELMANAGER_CLASS = f"{__name__}.Named"
     urlconf: Any = types.ModuleType("urlconf")
-    urlconf.urlpatterns = [path("mine/", View.as_view())]
+    urlconf.urlpatterns = [path("mine/", view.as_view())]
     settings.ROOT_URLCONF = urlconf
     user = await User.objects.acreate_user("ann", password="secret")
-    client = Client("/mine/", headers=[(b"authorization", b"Basic YW5uOnNlY3JldA==")])
+    query = f"channel=user-{user.pk}".encode()
+    basic = [(b"authorization", b"Basic YW5uOnNlY3JldA==")]
+    client = Client("/mine/", query, basic)
 
     await client.until(b"stream-open")
     client.go()
 
     assert f"id: user-{user.pk}:0".encode() in client.body
+    assert await client.has_ended()
+
+
+async def test_token_s_user_is_that_of_rest_framework_s_request(
+    settings: Settings,
+) -> None:
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = f"{__name__}.Seen"
+    urlconf: Any = types.ModuleType("urlconf")
+    urlconf.urlpatterns = [path("mine/", View.as_view())]
+    settings.ROOT_URLCONF = urlconf
+    user = await User.objects.acreate_user("ann")
+    token = make_subscribe_token(user, ["orders"])
+    client = Client("/mine/", f"token={token}".encode())
+
+    await client.until(b"stream-open")
+    client.go()
+
+    assert Seen.seen == [({"user-None"}, user, user)]
     assert await client.has_ended()
