@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -24,17 +25,53 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+class Ports:
+    """Gives out free ports, each to one process of this machine only.
+
+    Between the choice and the server's `bind` pass seconds, in which other tests, of other
+    processes, choose as well. So a port is a byte of a file, locked for as long as the
+    process lives that chose it.
+    """
+
+    def __init__(self, path: str, first: int, count: int) -> None:
+        self._path = path
+        self._first = first
+        self._count = count
+        self._chosen: set[int] = set()  # a process's own lock does not keep itself out
+        self._file: int | None = None
+
+    def choose(self) -> int:
+        """Return a port that is free, was never returned before and is nobody else's.
+
+        Raises:
+            RuntimeError: There is none.
+        """
+        if self._file is None:  # and is never closed, with which the locks would end
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        start = int.from_bytes(os.urandom(2))
+        for step in range(self._count):
+            port = self._first + (start + step) % self._count
+            if port not in self._chosen and self._is_free(self._file, port):
+                self._chosen.add(port)
+                return port
+        raise RuntimeError("no free port")
+
+    @staticmethod
+    def _is_free(file: int, port: int) -> bool:
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            listener.bind(("127.0.0.1", port))
+            return True
+        return False
+
+
+# Below the range of outgoing connections.
+_ports = Ports(f"{tempfile.gettempdir()}/es-ports-{os.getuid()}", 10_000, 20_000)
+
+
 def free_port() -> int:
-    """Return a port that was free a moment ago, below the range of outgoing ones."""
-    for _ in range(200):
-        port = 10_000 + int.from_bytes(os.urandom(2)) % 20_000
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port")
+    """Return a free port that no other test will choose."""
+    return _ports.choose()
 
 
 def wait_for(condition: Callable[[], T | None], what: str, *, timeout: float = 15) -> T:
