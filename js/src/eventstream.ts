@@ -391,9 +391,7 @@ export class EventStream extends EventTarget {
   }
 
   /** As the server's own stream-error would say it, so that pages need to listen to one. */
-  #onRefused({ status }: End): void {
-    const condition = status === 401 || status === 403 ? "forbidden" : "bad-request";
-    const data = JSON.stringify({ condition, text: `The server has answered ${status}.` });
+  #onRefused({ data }: End): void {
     const init = { data, origin: this.#origin, lastEventId: "error" };
     this.#halt("denied");
     this.#dispatch(new StreamErrorEvent("stream-error", init));

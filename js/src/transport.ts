@@ -16,6 +16,8 @@ export interface End {
   status: number;
   /** Milliseconds the server asks us to stay away, 0 if it does not. */
   wait: number;
+  /** The data of the stream-error that a refusal is told as. */
+  data?: string;
 }
 
 export interface Sink {
@@ -40,6 +42,28 @@ function judge(status: number, wait: number): End {
   if (status === 204) return { kind: "done", status, wait };
   const isRefusal = (status >= 400 && status < 500 && !RETRYABLE.has(status)) || status === 501;
   return { kind: isRefusal ? "refused" : "lost", status, wait };
+}
+
+function isOf(type: string, response: Response): boolean {
+  return new RegExp(`^text/${type} *(;|$)`, "i").test(response.headers.get("Content-Type") ?? "");
+}
+
+/** The server's own stream-error, or one made of its status and of what it says in plain text. */
+async function describe(response: Response): Promise<string> {
+  const { status } = response;
+  let text = "";
+  if (isOf("event-stream", response)) {
+    let data: string | undefined;
+    const onEvent = (event: ParsedEvent): void => {
+      if (event.type === "stream-error") data ??= event.data;
+    };
+    new Parser({ onEvent, onRetry: () => undefined }).feed(new Uint8Array(await response.arrayBuffer()));
+    if (data !== undefined) return data;
+  } else if (isOf("plain", response)) {
+    text = (await response.text()).slice(0, 500);
+  }
+  const condition = status === 401 || status === 403 ? "forbidden" : "bad-request";
+  return JSON.stringify({ condition, text: `The server has answered ${status}. ${text}`.trim() });
 }
 
 export type HeadersSource = () => Promise<HeadersInit>;
@@ -71,9 +95,13 @@ export function openFetch(
     });
     if (abort.signal.aborted) return;
     const { status } = response;
-    if (status !== 200) return end(judge(status, retryAfter(response.headers.get("Retry-After"))));
+    if (status !== 200) {
+      const how = judge(status, retryAfter(response.headers.get("Retry-After")));
+      if (how.kind === "refused") how.data = await describe(response);
+      return end(how);
+    }
     // A hotel's log-in page is 200, too: it goes away, so this is no refusal.
-    if (!/^text\/event-stream *(;|$)/i.test(response.headers.get("Content-Type") ?? "")) {
+    if (!isOf("event-stream", response)) {
       return end({ kind: "lost", status, wait: 0 });
     }
     sink.onOpen();

@@ -360,6 +360,42 @@ for (const [status, condition] of [[400, "bad-request"], [403, "forbidden"], [40
   });
 }
 
+for (const [name, type, body, told] of [
+  ["plain text", "text/plain; charset=utf-8", "Use ASGI.\n", ["bad-request", "The server has answered 404. Use ASGI.", []]],
+  ["HTML", "text/html", "<h1>No</h1>", ["bad-request", "The server has answered 404.", []]],
+  [
+    "a stream-error",
+    "text/event-stream",
+    event("error", '{"condition": "gone", "text": "No.", "channels": ["a"]}', "stream-error"),
+    ["gone", "No.", ["a"]],
+  ],
+  ["a stream of something else", "text/event-stream", event("c:1", "1"), ["bad-request", "The server has answered 404.", []]],
+] as const) {
+  test(`a refusal in ${name} is told as it should be`, async (t) => {
+    const server = await Server.start(t, (response) => response.writeHead(404, { "Content-Type": type }).end(body));
+    const { stream, types } = new Recorder(t, server.url);
+    const errors: StreamErrorEvent[] = [];
+    stream.addEventListener("stream-error", (e) => errors.push(e));
+
+    await until(() => types.includes("error"), "the error");
+
+    assert.deepEqual(errors.map(({ condition, text, channels }) => [condition, text, channels]), [told]);
+    assert.equal(stream.status, "denied");
+  });
+}
+
+test("a refusal whose text does not come is asked for again", async (t) => {
+  const server = await Server.start(t, (response, _, number) => {
+    if (number > 1) open(response, opening("c:0"));
+    else response.writeHead(501, { "Content-Type": "text/plain" }).write("Use");
+  });
+  const { stream } = new Recorder(t, server.url, { silenceTimeout: 500 });
+
+  await until(() => stream.status === "live", "it is live", 12_000);
+
+  assert.equal(server.requests.length, 2);
+});
+
 test("204 ends the stream", async (t) => {
   const server = await Server.start(t, (response) => response.writeHead(204).end());
   const { stream } = new Recorder(t, server.url);

@@ -1,5 +1,4 @@
-// The live tail of a channel: the project's own stream, read with fetch, as an EventSource
-// takes no token in a header and shows only event types that are known beforehand.
+// The live tail of a channel: the project's own stream, with a token in a header.
 "use strict";
 
 (() => {
@@ -7,18 +6,18 @@
   if (!box) return;
   const MAX_ROWS = 200;
   const MAX_LENGTH = 500;
-  const RETRY_MS = 2000;
+  const STATES = {
+    connecting: "Connecting.",
+    "catching-up": "Reading what was sent before.",
+    live: "Live.",
+    offline: "Cannot be read. Trying again.",
+    closed: "Stopped.",
+  };
+  const HIDDEN = ["stream-open", "keep-alive"];
   const list = box.querySelector("ol");
   const stateLine = document.querySelector("[data-es-tail-state]");
   const stop = document.querySelector("[data-es-tail-stop]");
-  let position = box.dataset.esPosition;
-  let silence = 45000;
-  let controller = null;
-  let isOver = false;
-
-  function say(text) {
-    if (stateLine.textContent !== text) stateLine.textContent = text;
-  }
+  let stream;
 
   function cell(text) {
     const span = document.createElement("span");
@@ -27,107 +26,48 @@
     return span;
   }
 
-  function show(type, id, data) {
+  function show(type, eid, data) {
     const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
     const row = document.createElement("li");
     row.className = "es-mono";
-    const eid = id.slice(id.lastIndexOf(":") + 1);
     row.append(cell(new Date().toLocaleTimeString("en-GB")), cell(eid ? `#${eid}` : "no id"), cell(type), cell(data));
     list.append(row);
     while (list.children.length > MAX_ROWS) list.firstChild.remove();
     if (isAtEnd) box.scrollTop = box.scrollHeight;
   }
 
-  function take(block) {
-    let type = "message";
-    let id = null;
-    const data = [];
-    for (const line of block.split("\n")) {
-      if (line.startsWith("event: ")) type = line.slice(7);
-      else if (line.startsWith("id: ")) id = line.slice(4);
-      else if (line === "data:" || line.startsWith("data: ")) data.push(line.slice(6));
-    }
-    if (type === "stream-error") {
-      const error = JSON.parse(data.join("\n"));
-      isOver = true;
-      say(error.condition === "token-expired" ? "Ended: load the page again to go on." : `Ended: ${error.text}`);
-      return;
-    }
-    if (id !== null) position = id;
-    // Two keep-alives may be late or lost; a third is not coming.
-    if (type === "stream-open") silence = JSON.parse(data.join("\n")).keep_alive * 2000 + 5000;
-    if (type === "stream-reset") show(type, "", "what is older is not stored any more");
-    else if (data.length && type !== "keep-alive" && type !== "stream-open") show(type, id ?? "", data.join("\n"));
-  }
+  class Tail extends EventStream {
+    #position = this.lastEventId;
 
-  async function read(signal) {
-    const attempt = new AbortController();
-    const stopReading = () => attempt.abort();
-    let timer;
-    const listen = () => {
-      clearTimeout(timer);
-      timer = setTimeout(() => attempt.abort(new Error(`nothing came for ${silence / 1000} s`)), silence);
-    };
-    signal.addEventListener("abort", stopReading);
-    try {
-      await readUntil(attempt.signal, listen);
-    } finally {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", stopReading);
-    }
-  }
-
-  async function readUntil(signal, listen) {
-    listen();
-    const headers = { Accept: "text/event-stream", Authorization: `Bearer ${box.dataset.esToken}` };
-    if (position) headers["Last-Event-ID"] = position;
-    const response = await fetch(box.dataset.esTail, { headers, signal, credentials: "omit", cache: "no-store" });
-    // A token that is refused is answered with a stream, whose stream-error says why.
-    if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) {
-      const text = (await response.text()).trim();
-      isOver = response.status === 501;
-      throw new Error(text.slice(0, 300) || `${response.status}`);
-    }
-    if (response.ok) say("Live.");
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "";
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done || isOver) return;
-      const blocks = (rest + value).split("\n\n");
-      rest = blocks.pop();
-      blocks.forEach(take);
-      listen();
-    }
-  }
-
-  async function run() {
-    controller = new AbortController();
-    const { signal } = controller;
-    while (!isOver) {
-      try {
-        await read(signal);
-        if (!isOver) say("The stream ended; opening it again.");
-      } catch (error) {
-        if (signal.aborted) return;
-        say(isOver ? `Ended: ${error.message}` : `Cannot be read: ${error.message}. Trying again.`);
+    // Whatever its type: a listener would have to know that beforehand.
+    dispatchEvent(event) {
+      const isNumbered = this.lastEventId !== this.#position;
+      this.#position = this.lastEventId;
+      if (event.type === "stream-status") {
+        stateLine.textContent = STATES[this.status] ?? "";
+        stop.textContent = this.readyState === EventStream.CLOSED ? "Go on" : "Stop";
+      } else if (event.type === "stream-error") {
+        const isExpired = event.condition === "token-expired";
+        stateLine.textContent = isExpired ? "Ended: load the page again to go on." : `Ended: ${event.text}`;
+      } else if (event.type === "stream-reset") {
+        show(event.type, "", "what is older is not stored any more");
+      } else if (event instanceof MessageEvent && !HIDDEN.includes(event.type)) {
+        show(event.type, isNumbered && this.#position.slice(this.#position.lastIndexOf(":") + 1), event.data);
       }
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-      if (signal.aborted) return; // by Stop, which Go on may have followed
+      return super.dispatchEvent(event);
     }
+  }
+
+  function start(lastEventId) {
+    stateLine.textContent = STATES.connecting;
+    stop.textContent = "Stop";
+    stream = new Tail(box.dataset.esTail, { lastEventId, token: box.dataset.esToken });
   }
 
   stop.addEventListener("click", () => {
-    if (!controller.signal.aborted) {
-      controller.abort();
-      stop.textContent = "Go on";
-      say("Stopped.");
-    } else {
-      stop.textContent = "Stop";
-      isOver = false;
-      run();
-    }
+    if (stream.readyState === EventStream.CLOSED) start(stream.lastEventId);
+    else stream.close();
   });
   document.querySelector("[data-es-tail-clear]").addEventListener("click", () => list.replaceChildren());
-  run();
+  start(box.dataset.esPosition);
 })();
