@@ -7,6 +7,7 @@ import gc
 import json
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -1038,6 +1039,11 @@ def send():
 threading.Thread(target=send).start()
 """,
             id="a thread that outlives the main one",
+            marks=pytest.mark.xfail(
+                (3, 12) <= sys.version_info < (3, 12, 2),
+                reason="this Python starts no thread then: python/cpython#113964",
+                strict=True,
+            ),
         ),
         pytest.param(
             f"""
