@@ -21,6 +21,9 @@ from eventstream.exceptions import ChannelPermissionError
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser
 
+    # With django-stubs the project's own user model: an override may name that.
+    from django.contrib.auth.models import _User as User
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -47,7 +50,7 @@ class Authorizer(Protocol):
     """An authorizer of release 1.1."""
 
     def can_read_channel(
-        self, user: AbstractBaseUser | None, channel: str
+        self, user: User | None, channel: str
     ) -> bool | Awaitable[bool]: ...
 
 
@@ -66,7 +69,7 @@ class ChannelManagerBase:
         raise NotImplementedError
 
     def can_read_channel(
-        self, user: AbstractBaseUser | None, channel: str
+        self, user: User | None, channel: str
     ) -> bool | Awaitable[bool]:
         """Say whether the user (None: anonymous) may read the channel."""
         raise NotImplementedError
@@ -79,7 +82,7 @@ class ChannelManagerBase:
         raise NotImplementedError
 
     def get_initial_state(
-        self, user: AbstractBaseUser | None, channel: str
+        self, user: User | None, channel: str
     ) -> InitialState | Awaitable[InitialState | None] | None:
         """Return the channel's state as of now, or None for none.
 
@@ -107,7 +110,7 @@ class DefaultChannelManager(ChannelManagerBase):
         return set(request.GET.getlist("channel"))
 
     def can_read_channel(
-        self, user: AbstractBaseUser | None, channel: str
+        self, user: User | None, channel: str
     ) -> bool | Awaitable[bool]:
         path = conf.get_options().authorizer_class
         if path is None:
@@ -180,7 +183,7 @@ def refused_channels(
     """Return those of the channels that the user may not read, sorted."""
     can_read = get_channelmanager().can_read_channel
     names = sorted(channels)
-    answers = _resolve([can_read(user, name) for name in names])
+    answers = _resolve([can_read(cast("User | None", user), name) for name in names])
     return [name for name, may in zip(names, answers, strict=True) if not may]
 
 
@@ -285,7 +288,7 @@ def initial_states(
     """Return the initial state of those of the channels that have one."""
     ask = get_channelmanager().get_initial_state
     names = sorted(channels)
-    states = _resolve([ask(user, name) for name in names])
+    states = _resolve([ask(cast("User | None", user), name) for name in names])
     return {
         name: state
         for name, state in zip(names, states, strict=True)

@@ -52,8 +52,20 @@ class Async(DefaultChannelManager):
         return None
 
 
+class OfOwnUsers(DefaultChannelManager):
+    """With the project's user model."""
+
+    def can_read_channel(self, user: User | None, channel: str) -> bool:
+        return user is not None and user.groups.filter(name=channel).exists()
+
+    async def get_initial_state(
+        self, user: User | None, channel: str
+    ) -> InitialState | None:
+        return InitialState(user and user.username)
+
+
 class Wrong(DefaultChannelManager):
-    def can_read_channel(self, user: AbstractBaseUser | None, channel: str) -> str:  # type: ignore[override]
+    def can_read_channel(self, user: User | None, channel: str) -> str:  # type: ignore[override]
         return "yes"
 
 
