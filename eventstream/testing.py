@@ -15,6 +15,7 @@ from django.conf import settings
 from django.db.models import Max
 from django.test import Client, override_settings
 
+from eventstream import conf
 from eventstream.channelmanager import check_permission
 from eventstream.exceptions import ChannelPermissionError
 from eventstream.models import Event, EventKind
@@ -239,6 +240,11 @@ class EventStreamTestClient:
                 "  Nothing was sent at all. What a transaction sends that rolls back "
                 "is not sent."
             )
+            if len(conf.get_options().databases) > 1:
+                lines.append(
+                    f"  Looked at is the outbox {self._using!r} only: "
+                    "EventStreamTestClient(using=…) sees another's."
+                )
         raise AssertionError("\n".join(lines))
 
 
@@ -284,8 +290,9 @@ def _pages(client: Client, url: str, signature: str) -> Iterator[str]:
         link = re.match(r"<(.*)>; rel=next", response.headers.get("Grip-Link", ""))
         if link is None:  # an error
             return
-        # As the proxy asks by itself: without what the client has sent.
-        url = link.group(1)
+        # As the proxy asks by itself: without what the client has sent. It is handed on
+        # without the prefix at which the project is served.
+        url = link.group(1).removeprefix((settings.FORCE_SCRIPT_NAME or "").rstrip("/"))
         client = Client(headers={"Grip-Sig": signature})
     raise AssertionError(f"GET {url}: more than {_MOST_PAGES} pages")
 

@@ -135,6 +135,14 @@ def test_failure_says_if_nothing_was_sent(
         eventstream_client.assert_sent("orders", ("message", 1))
 
 
+@override_settings(EVENTSTREAM_DATABASES=["default", "other"])
+def test_failure_says_which_of_several_outboxes_was_looked_at(
+    eventstream_client: EventStreamTestClient,
+) -> None:
+    with pytest.raises(AssertionError, match=r"outbox 'default' only: .*using="):
+        eventstream_client.assert_sent("orders", ("message", 1))
+
+
 def test_what_is_no_pair_is_refused(eventstream_client: EventStreamTestClient) -> None:
     pair: Any = ("message", {"item": "tea"})
 
@@ -258,6 +266,18 @@ def test_stream_of_many_pages_and_channels_is_read(
     for name in ("a", "b"):
         own = [(e.event_id, e.data) for e in events if e.channel == name]
         assert own == [(number + 1, number) for number in range(150)]
+
+
+@override_settings(FORCE_SCRIPT_NAME="/shop")
+def test_stream_of_many_pages_is_read_below_a_prefix(
+    eventstream_client: EventStreamTestClient,
+) -> None:
+    large = "x" * 100_000
+    send_events(EventSpec("orders", "message", [n, large]) for n in range(30))
+
+    events = eventstream_client.read(READ, last_event_id="orders:0")
+
+    assert [event.data[0] for event in events] == list(range(30))
 
 
 def test_stream_is_read_as_its_user_may(
