@@ -306,6 +306,16 @@ def test_schema_shows_the_streams_and_not_the_proxys_links() -> None:
     assert not [path for path in paths if "next" in path]
 
 
+def test_no_action_has_a_schema_that_none_can_be_derived_from() -> None:
+    # As drf-spectacular's extend_schema does of each, where it decorates the class.
+    actions: list[Any] = EventsViewSet.get_extra_actions()
+    schemas = [
+        action.kwargs["schema"] for action in actions if "schema" in action.kwargs
+    ]
+
+    assert all(isinstance(schema, type) for schema in schemas), schemas
+
+
 def test_renderer_sends_other_data_as_one_event() -> None:
     content = SSEEventRenderer().render({"a": 1})
 
