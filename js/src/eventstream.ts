@@ -52,7 +52,8 @@ export interface EventStreamEventMap {
   "stream-status": StreamStatusEvent;
 }
 
-type Handler<T> = ((this: EventStream, event: T) => unknown) | null;
+// Without `this`, or an EventStream could not stand where TypeScript expects an EventSource.
+type Handler<T> = ((event: T) => unknown) | null;
 
 const OPTIONS: Record<keyof EventStreamOptions, true> = {
   lastEventId: true,

@@ -21,6 +21,22 @@ test("begins at the page's position, and comes back from the last event dispatch
   assert.equal(stream.lastEventId, "c:6");
 });
 
+test("code that is written for an EventSource takes it, for tsc as well", async (t) => {
+  const server = await Server.start(t, (response) => open(response, event(1)));
+  const { stream } = new Recorder(t, server.url);
+  const source: InstanceType<typeof globalThis.EventSource> = stream;
+
+  const data = await new Promise((resolve) => {
+    source.onmessage = function ({ data }) {
+      this.close();
+      resolve(data);
+    };
+  });
+
+  assert.equal(data, "1");
+  assert.equal(stream.status, "closed");
+});
+
 test("a position in the URL is used, and does not stay there", async (t) => {
   const server = await Server.start(t, (response) => open(response, event(8)));
   const { stream, data } = new Recorder(t, `${server.url}?channel=a%20b&lastEventId=c%3A7`);
