@@ -7,6 +7,7 @@
 | eventstream_tasks.W001 | warning | the project's Celery app is not loaded    |
 | eventstream_tasks.W002 | warning | no time between the two time limits       |
 | eventstream_tasks.W003 | warning | beat's times are aware, the project's not |
+| eventstream_tasks.W004 | warning | the project has not declared the queue    |
 """
 
 from __future__ import annotations
@@ -70,11 +71,7 @@ def check_celery_app(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[CheckMessage]:
     """Check that wake-ups go to the project's broker, not to Celery's default."""
-    try:
-        dispatcher = get_dispatcher()
-    except ImproperlyConfigured:
-        return []  # eventstream's check_settings says what is wrong
-    if not isinstance(dispatcher, CeleryDispatcher):
+    if not _is_by_celery():
         return []
     if (
         current_app.main != "default"
@@ -86,3 +83,31 @@ def check_celery_app(
         "`from .celery import app as celery_app`."
     )
     return [Warning(text, hint=hint, id="eventstream_tasks.W001")]
+
+
+@register("eventstream")
+def check_queue(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check that Celery knows the queue, where it makes none by itself."""
+    if not _is_by_celery() or current_app.conf.task_create_missing_queues:
+        return []
+    try:
+        queue = conf.get_options().queue
+    except ImproperlyConfigured:
+        return []  # check_settings says what is wrong
+    if queue in current_app.amqp.queues:
+        return []
+    text = (
+        f"The queue {queue!r} is not in CELERY_TASK_QUEUES, and Celery is told not to create "
+        "missing ones: neither wake-ups nor sweeps can be sent, and no worker can take them."
+    )
+    hint = f"Add Queue({queue!r}) there, or name one that is in {conf.PREFIX}QUEUE."
+    return [Warning(text, hint=hint, id="eventstream_tasks.W004")]
+
+
+def _is_by_celery() -> bool:
+    try:
+        return isinstance(get_dispatcher(), CeleryDispatcher)
+    except ImproperlyConfigured:
+        return False  # eventstream's check_settings says what is wrong

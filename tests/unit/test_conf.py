@@ -10,6 +10,7 @@ import types
 from typing import Any
 
 import pytest
+from celery import Celery
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import HttpResponse
@@ -17,6 +18,7 @@ from django.test import RequestFactory
 from django.urls import include, path
 from django.views.debug import ExceptionReporter, SafeExceptionReporterFilter
 from django_grip import GripMiddleware
+from kombu import Queue
 from pytest_django import Settings
 
 from eventstream import checks, conf
@@ -489,6 +491,33 @@ def test_project_without_a_celery_app_is_warned(
     assert ids(check_celery_app(None)) == ["eventstream_tasks.W001"]
     settings.EVENTSTREAM_DISPATCHER = "eventstream.dispatch.InlineDispatcher"
     assert check_celery_app(None) == []
+
+
+def test_queue_that_celery_is_not_to_create_is_warned_of(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = Celery("project", set_as_current=False)
+    app.conf.task_create_missing_queues = False
+    app.conf.task_queues = [Queue("own")]
+    monkeypatch.setattr("eventstream_tasks.checks.current_app", app)
+    assert tasks_checks.check_queue(None) == []
+
+    settings.EVENTSTREAM_DISPATCHER = "eventstream_tasks.dispatch.CeleryDispatcher"
+    [found] = tasks_checks.check_queue(None)
+    assert found.id == "eventstream_tasks.W004"
+    assert "'eventstream' is not in CELERY_TASK_QUEUES" in found.msg
+
+    settings.EVENTSTREAM_TASKS_QUEUE = "own"
+    assert tasks_checks.check_queue(None) == []
+
+    settings.EVENTSTREAM_TASKS_QUEUE = 5  # for check_settings to say
+    assert tasks_checks.check_queue(None) == []
+
+
+def test_project_whose_celery_creates_queues_is_not(settings: Settings) -> None:
+    settings.EVENTSTREAM_DISPATCHER = "eventstream_tasks.dispatch.CeleryDispatcher"
+
+    assert tasks_checks.check_queue(None) == []
 
 
 def test_beat_whose_times_are_not_the_projects_is_warned_of(settings: Settings) -> None:
