@@ -157,6 +157,11 @@ def _skip_users(user_ids: Collection[object]) -> str:
                 f"skip_user_ids has an object ({type(user).__name__}): "
                 "give its primary key, user.pk"
             )
+        if isinstance(user, Collection) and not isinstance(user, str | bytes):
+            raise InvalidEventError(
+                f"skip_user_ids has a {type(user).__name__} where an id belongs: of a "
+                'query take values_list("pk", flat=True)'
+            )
     text = join_users(user_ids)
     if text:
         _check_name(text, "skip_user_ids", 100_000, InvalidEventError)

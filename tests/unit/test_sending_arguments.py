@@ -78,6 +78,8 @@ def test_bad_raw_data_is_refused(data: Any, text: str) -> None:
             {"skip_user_ids": [AnonymousUser()]},
             r"an object \(AnonymousUser\): give .*pk",
         ),
+        ({"skip_user_ids": [(1,)]}, "has a tuple where an id .*flat=True"),
+        ({"skip_user_ids": [{"pk": 1}]}, "has a dict where an id .*flat=True"),
         ({"idempotency_key": ""}, "idempotency_key must not be empty"),
         ({"idempotency_key": "x" * 256}, "idempotency_key has 256 characters"),
     ],
