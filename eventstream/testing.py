@@ -278,7 +278,10 @@ def _pages(client: Client, url: str, signature: str) -> Iterator[str]:
         response = client.get(url)
         text = response.content.decode()
         if not response.headers["Content-Type"].startswith("text/event-stream"):
-            raise AssertionError(f"GET {url}: status {response.status_code}, {text!r}")
+            said = (
+                f"to {response['Location']}" if "Location" in response else repr(text)
+            )
+            raise AssertionError(f"GET {url}: status {response.status_code}, {said}")
         if "Grip-Hold" in response:
             yield (
                 text.replace("%%", "%")

@@ -308,6 +308,21 @@ def test_position_that_is_gone_is_read_as_a_reset(
     assert (reset.type, reset.data) == ("stream-reset", {"channels": ["orders"]})
 
 
+@override_settings(
+    MIDDLEWARE=[
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ],
+    LOGIN_URL="/enter/",
+)
+def test_redirection_is_said_with_where_it_leads(
+    eventstream_client: EventStreamTestClient,
+) -> None:
+    with pytest.raises(AssertionError, match=r"status 302, to /enter/\?next=/events/"):
+        eventstream_client.read(READ)
+
+
 def test_what_is_no_stream_is_said(eventstream_client: EventStreamTestClient) -> None:
     with pytest.raises(AssertionError, match="GET /nowhere/: status 404"):
         eventstream_client.read("/nowhere/")
