@@ -127,7 +127,7 @@ class EventStreamTestClient:
             headers: More of the request's, such as Authorization.
 
         Raises:
-            AssertionError: The answer is no stream.
+            AssertionError: The answer is no stream, or one that has failed.
         """
         self.events()  # gives ids
         claims = {"iss": "test", "exp": int(time.time()) + 3600}
@@ -291,6 +291,11 @@ def _pages(client: Client, url: str, signature: str) -> Iterator[str]:
             return
         yield text
         link = re.match(r"<(.*)>; rel=next", response.headers.get("Grip-Link", ""))
+        if link is None and not text:  # a client would come back, to find the same
+            raise AssertionError(
+                f"GET {url}: the stream ends without a word, as get_initial_state or the "
+                "database has failed. What was wrong is in the log."
+            )
         if link is None:  # an error
             return
         # As the proxy asks by itself: without what the client has sent. It is handed on

@@ -25,6 +25,7 @@ from eventstream import (
     send_event,
     send_events,
 )
+from eventstream.channelmanager import DefaultChannelManager, InitialState
 from eventstream.models import Event, EventKind
 from eventstream.testing import EventStreamTestClient
 
@@ -306,6 +307,19 @@ def test_position_that_is_gone_is_read_as_a_reset(
     [reset] = eventstream_client.read(READ, last_event_id="orders:99")
 
     assert (reset.type, reset.data) == ("stream-reset", {"channels": ["orders"]})
+
+
+class NoStateManager(DefaultChannelManager):
+    def get_initial_state(self, user: object, channel: str) -> InitialState:
+        return InitialState(User.objects.all())  # a list of dicts was meant
+
+
+@override_settings(EVENTSTREAM_CHANNELMANAGER_CLASS=f"{__name__}.NoStateManager")
+def test_initial_state_that_fails_is_no_empty_stream(
+    eventstream_client: EventStreamTestClient,
+) -> None:
+    with pytest.raises(AssertionError, match=r"get_initial_state .* in the log"):
+        eventstream_client.read(READ)
 
 
 @override_settings(
