@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -126,10 +126,12 @@ def _check_list(names: Collection[str], what: str) -> Collection[str]:
     """Return what is a list of names: of a text alone, each letter would be a channel.
 
     Raises:
-        ImproperlyConfigured: It is a text.
+        ImproperlyConfigured: It is a text, or none at all.
     """
     if isinstance(names, str):
         raise ImproperlyConfigured(f"{what} must be a list of names: [{names!r}]")
+    if not isinstance(names, Iterable):  # a method without a return, for instance
+        raise ImproperlyConfigured(f"{what} must be a list of names, not {names!r}")
     return names
 
 
@@ -285,10 +287,20 @@ def may_read(user_id: str, channel: str) -> bool:
 def initial_states(
     user: AbstractBaseUser | None, channels: Collection[str]
 ) -> dict[str, InitialState]:
-    """Return the initial state of those of the channels that have one."""
+    """Return the initial state of those of the channels that have one.
+
+    Raises:
+        ImproperlyConfigured: The channel manager returned something else.
+    """
     ask = get_channelmanager().get_initial_state
     names = sorted(channels)
     states = _resolve([ask(cast("User | None", user), name) for name in names])
+    for state in states:
+        if not isinstance(state, InitialState | None):
+            raise ImproperlyConfigured(
+                "get_initial_state must return InitialState(data) or None, not "
+                f"{type(state).__name__}"
+            )
     return {
         name: state
         for name, state in zip(names, states, strict=True)

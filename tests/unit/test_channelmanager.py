@@ -17,6 +17,7 @@ from eventstream.channelmanager import (
     ChannelManagerBase,
     DefaultChannelManager,
     asks_permissions,
+    initial_states,
     is_reliable,
     refused_channels,
     requested_channels,
@@ -70,6 +71,28 @@ def test_text_is_no_list_of_channels(
 
     with pytest.raises(ImproperlyConfigured, match="must be a list of names: "):
         requested_channels(RequestFactory().get("/"), view_kwargs)
+
+
+class ForgetfulManager(DefaultChannelManager):
+    """Whose author forgot a return, and an InitialState."""
+
+    def get_channels_for_request(self, request: HttpRequest, view_kwargs: Any) -> Any:
+        return None
+
+    def get_initial_state(self, user: User | None, channel: str) -> Any:
+        return [{"item": "private"}]
+
+
+def test_manager_that_gives_something_else_is_told_what_it_should_give(
+    settings: Settings,
+) -> None:
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = f"{__name__}.ForgetfulManager"
+
+    with pytest.raises(ImproperlyConfigured, match="a list of names, not None"):
+        requested_channels(RequestFactory().get("/"), {})
+    text = r"return InitialState\(data\) or None, not list$"
+    with pytest.raises(ImproperlyConfigured, match=text):
+        initial_states(None, ["orders"])
 
 
 def test_default_manager_allows_everything_and_need_not_be_asked_again(
