@@ -24,7 +24,13 @@ from eventstream.exceptions import (
 from eventstream.models import Cursor, DeadLetter, Event, EventKind
 from eventstream.positions import format_position
 from eventstream.rows import partition_of
-from eventstream.specs import EventSpec, check_channel, hide_data, make_event
+from eventstream.specs import (
+    EventSpec,
+    check_channel,
+    check_user,
+    hide_data,
+    make_event,
+)
 from eventstream.storage import alias_of, find_alias, get_storage
 from eventstream.targets import get_targets
 from eventstream.unstored import publish_on_commit
@@ -243,7 +249,9 @@ def channel_permission_changed(
     Raises:
         InvalidChannelError: The channel name is wrong.
         UnknownDatabaseError: The alias is not in EVENTSTREAM_DATABASES.
+        TypeError: The user is something else, such as an id.
     """
+    check_user(user)
     check_channel(channel)
     alias = _resolve_alias(channel, using)
     if user is None or user.pk is None:

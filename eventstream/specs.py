@@ -60,6 +60,18 @@ def check_channel(channel: object) -> str:
     return _check_name(channel, "channel", conf.MAX_CHANNEL_LENGTH, InvalidChannelError)
 
 
+def check_user(user: object) -> None:
+    """Check that it is a user, or None, and not a user's id.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if user is not None and not hasattr(user, "is_authenticated"):
+        raise TypeError(
+            f"user must be a user, AnonymousUser or None, not {type(user).__name__}"
+        )
+
+
 def _check_name(
     value: object, what: str, limit: int, error: type[InvalidEventError]
 ) -> str:

@@ -29,7 +29,7 @@ from eventstream.exceptions import (
     InvalidTokenError,
     TokenError,
 )
-from eventstream.specs import check_channel
+from eventstream.specs import check_channel, check_user
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -87,7 +87,9 @@ def make_subscribe_token(
     Raises:
         InvalidChannelError: A channel name is wrong, or there are none or too many.
         ValueError: The lifetime is out of range, or the user is not saved.
+        TypeError: The user is something else, such as an id.
     """
+    check_user(user)
     if isinstance(channels, str) or not channels:
         raise InvalidChannelError("channels must be a non-empty list of channel names")
     names = sorted({check_channel(name) for name in channels})

@@ -289,6 +289,12 @@ def test_account_that_is_not_active_any_more_is_kicked() -> None:
     assert Event.objects.filter(kind=EventKind.KICK, channel=channel).count() == 1
 
 
+def test_id_is_no_user_whose_permission_has_changed() -> None:
+    pk: Any = 5
+    with pytest.raises(TypeError, match="a user, AnonymousUser or None, not int"):
+        channel_permission_changed(pk, "orders")
+
+
 def test_permission_that_the_caller_s_object_remembers_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -277,6 +277,12 @@ def test_unsaved_user_gets_no_token() -> None:
         make_subscribe_token(User(username="new"), ["a"])
 
 
+def test_id_of_a_user_gets_no_token() -> None:
+    pk: Any = 5
+    with pytest.raises(TypeError, match="a user, AnonymousUser or None, not int"):
+        make_subscribe_token(pk, ["a"])
+
+
 class OwnChannelManager(DefaultChannelManager):
     """Each reads the channel of the request's user."""
 
