@@ -480,6 +480,19 @@ def database_now(using: str) -> datetime.datetime:
     return as_instant(now.replace(tzinfo=datetime.UTC))
 
 
+def is_read_only(using: str) -> bool:
+    """Say whether the database takes no writes, as a replica, or by its settings.
+
+    What SQLite's file system takes nobody knows before a write.
+    """
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW transaction_read_only")
+        return bool(cursor.fetchone()[0] == "on")
+
+
 def _size_of_data(using: str) -> str:
     """Return the expression for a row's bytes of data."""
     is_sqlite = connections[using].vendor == "sqlite"

@@ -168,6 +168,7 @@ class Status:
         dead_letter_count: At most COUNT_LIMIT + 1, which means "more".
         reader_count: Streams that web processes hold; proxies' readers come on top
             where they are known (see `targets`).
+        is_read_only: The database takes no writes: nobody can send, no relay can work.
     """
 
     using: str
@@ -188,6 +189,7 @@ class Status:
     oldest_seconds: float | None
     dead_letter_count: int
     reader_count: int
+    is_read_only: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it; instants in ISO 8601."""

@@ -22,6 +22,7 @@ _RELAY = "`python manage.py eventstream relay`"
 def judge(status: Status) -> Status:
     """Return the same facts with what is wrong about them, the worst first."""
     found = [  # causes before what follows from them
+        *_judge_database(status),
         *_judge_wake_ups(status),
         *_judge_failures(status),
         *_judge_sweep(status),
@@ -43,6 +44,17 @@ def _summary(findings: Sequence[Finding]) -> str:
     rest = len(findings) - 1
     text = f"{first.subject}: {first.text}"
     return f"{text} (and {rest} more)" if rest else text
+
+
+def _judge_database(status: Status) -> Iterator[Finding]:
+    if status.is_read_only:
+        yield Finding(
+            Level.ERROR,
+            "database",
+            f"{status.using!r} is read-only: no event can be sent, and no relay can work.",
+            f"Have DATABASES[{status.using!r}] name the primary, no replica; if it does, "
+            "see who has set default_transaction_read_only.",
+        )
 
 
 def _is_swept(status: Status) -> bool:
@@ -80,7 +92,7 @@ def _judge_sweep(status: Status) -> Iterator[Finding]:
     """Say who is missing, unless a worker or the broker is: that is said already."""
     wake_ups = status.wake_ups
     is_wanted = any(t.is_configured for t in status.targets) or wake_ups.start_beat
-    is_told = wake_ups.error or wake_ups.worker_count == 0
+    is_told = wake_ups.error or wake_ups.worker_count == 0 or status.is_read_only
     if _is_swept(status) or not is_wanted or is_told:
         return
     text = _unswept(status)
@@ -113,7 +125,7 @@ def _judge_prune(status: Status) -> Iterator[Finding]:
     prune, wake_ups = status.jobs[1], status.wake_ups
     if prune.state not in ("late", "never"):
         return
-    if wake_ups.start_beat and not _is_swept(status):
+    if status.is_read_only or (wake_ups.start_beat and not _is_swept(status)):
         return  # the same beat, or worker, is missing: one finding will do
     if prune.age_seconds is None:
         text = "No pruning has ever run"

@@ -13,7 +13,7 @@ from django.db.models.functions import Coalesce
 from eventstream import conf
 from eventstream.dispatch import get_dispatcher
 from eventstream.exceptions import PublishError
-from eventstream.log import database_now
+from eventstream.log import database_now, is_read_only
 from eventstream.models import (
     Cursor,
     DeadLetter,
@@ -86,6 +86,7 @@ class Survey:
             oldest_seconds=self._age(oldest_at),
             dead_letter_count=letters,
             reader_count=sum(holder.stream_count for holder in holders),
+            is_read_only=is_read_only(self._using),
         )
 
     def _read_reports(self) -> list[Holder]:

@@ -281,6 +281,29 @@ def test_target_that_is_behind_says_what_it_waits_for(
     assert hint in behind.hint
 
 
+@pytest.mark.skipif(
+    connection.vendor == "sqlite", reason="its files are read-only, not the database"
+)
+def test_database_that_takes_no_writes_is_told_and_no_beat_missed(
+    targets: Targets,
+) -> None:
+    run_jobs()
+    Job.objects.update(started_at=Now() - ago(7200), finished_at=Now() - ago(7200))
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+    try:
+        status = get_status()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET default_transaction_read_only")
+
+    (finding,) = status.findings
+    assert (finding.subject, finding.level) == ("database", Level.ERROR)
+    assert "'default' is read-only: no event can be sent" in finding.text
+    assert "default_transaction_read_only" in finding.hint
+    assert "database" not in subjects(get_status())
+
+
 def test_removed_target_is_listed_and_holds_nothing_up(targets: Targets) -> None:
     send_event("orders", "message", 1)
     run_jobs()
