@@ -134,8 +134,8 @@ def _check_database(using: str) -> Iterator[Finding]:
             Level.WARNING,
             "clock",
             f"this machine's differs from the database's by {skew:+.1f} s.",
-            "Have both keep time (chrony or ntpd): signed links and logs go by it. "
-            "Leases and ages go by the database's alone.",
+            "Have both keep time (chrony or ntpd): signed links, logs, and what beat asks "
+            "workers for go by it. Leases and ages go by the database's alone.",
         )
     else:
         yield _ok("clock", f"within {CLOCK_SECONDS:g} s of the database's")

@@ -34,7 +34,10 @@ def try_each(
 def describe_away(error: DatabaseError, using: str = "") -> str:
     """Return what is to be said of a database that is away."""
     name = f" {using!r}" if using and has_several_outboxes() else ""
-    return f"The database{name} does not answer, or is not migrated: {error}"
+    return (
+        f"The database{name} does not answer, is not migrated, or refused what was asked: "
+        f"{error}"
+    )
 
 
 def tell_away(away: Mapping[str, DatabaseError]) -> None:

@@ -104,7 +104,9 @@ def _judge_sweep(status: Status) -> Iterator[Finding]:
         text += ": a worker is there, and nothing asks it to sweep."
         hint = (
             f"Start beat: `{wake_ups.start_beat}`, and see that its task "
-            f"`eventstream.republish` is enabled. Until then: {_RELAY}."
+            "`eventstream.republish` is enabled. If beat runs, see that its clock and the "
+            "workers' agree: they discard what seems to be over "
+            f"{wake_ups.sweep_seconds:g} s old. Until then: {_RELAY}."
         )
     elif wake_ups.worker_count:
         tasks = describe_count(wake_ups.waiting_count or 0, "task")
@@ -149,9 +151,9 @@ def _judge_wake_ups(status: Status) -> Iterator[Finding]:
         yield Finding(
             Level.ERROR,
             "broker",
-            f"The broker {wake_ups.broker} does not answer: "
+            f"The broker {wake_ups.broker} takes no tasks: "
             f"{wake_ups.error.rstrip('.')}{unswept}.",
-            f"Start it, or mend CELERY_BROKER_URL. Until then: {_RELAY}.",
+            f"Start or mend it, or mend CELERY_BROKER_URL. Until then: {_RELAY}.",
         )
     elif wake_ups.worker_count == 0:
         tasks = ""
@@ -201,7 +203,7 @@ def _failing(status: Status, target: TargetStatus) -> Finding:
 
 
 def _behind(status: Status, target: TargetStatus) -> Finding:
-    why = "No relay is at work on it: see that a worker runs"
+    why = "No relay gets on with it: see that a worker runs, and what its log says"
     if status.wake_ups.error:
         why = "It waits for the broker"
     elif status.wake_ups.worker_count == 0:

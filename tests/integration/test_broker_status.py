@@ -60,8 +60,18 @@ def test_broker_that_cannot_be_is_told(
     (first, *_) = get_status(ask=True).findings
 
     assert first.subject == "broker"
-    assert f"does not answer: {error}" in first.text
+    assert f"takes no tasks: {error}" in first.text
     assert "mend CELERY_BROKER_URL" in first.hint
+
+
+def test_broker_that_refuses_is_not_said_to_be_mute(use: Callable[[str], None]) -> None:
+    with Valkey() as valkey:
+        use(valkey.url)
+        valkey.client.config_set("maxmemory", "1")
+        first = get_status(ask=True).findings[0]
+
+    assert "takes no tasks: OutOfMemoryError: command not allowed" in first.text
+    assert first.hint.startswith("Start or mend it")
 
 
 def test_workers_that_answer_nobody_are_not_missed(
@@ -121,6 +131,6 @@ def test_sweep_that_waits_for_the_broker_is_not_well(
 
     printed = run("doctor", code=2)
 
-    assert "does not answer" in printed
+    assert "takes no tasks" in printed
     assert "no sweep has run for 10 min." in printed
     assert "OK: sweep" not in printed

@@ -173,6 +173,22 @@ def test_watched_status_outlives_a_database_that_is_away(
     assert lines[told[0]].startswith("ERROR: database: The database does not answer")
 
 
+def test_database_that_answers_with_a_refusal_is_not_said_to_be_mute(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OperationalError("database or disk is full")
+
+    monkeypatch.setattr("eventstream.pausing.pause", refuse)
+
+    with pytest.raises(
+        CommandError, match=r"or refused what was asked: .* disk is full$"
+    ) as error:
+        run("pause", "a")
+
+    assert error.value.returncode == 3
+
+
 # --- send, tail, undelivered
 
 

@@ -231,6 +231,7 @@ WAKE_UPS = DispatchStatus(
     [
         ({}, "sweep", "no beat, or no worker, is at work", "`START BEAT` and `START WORKER`"),
         ({"worker_count": 1}, "sweep", "No beat has", "Start beat: `START BEAT`"),
+        ({"worker_count": 1}, "sweep", "No beat has", "its clock and the workers' agree"),
         ({"worker_count": 1, "waiting_count": 9}, "sweep", "9 tasks wait", "Start more"),
         (
             {"worker_count": 0, "waiting_count": 1},
@@ -243,8 +244,8 @@ WAKE_UPS = DispatchStatus(
         (
             {"error": "timed out"},
             "broker",
-            "does not answer: timed out; no sweep has ever run.",
-            "Start it",
+            "takes no tasks: timed out; no sweep has ever run.",
+            "Start or mend it",
         ),
     ],
 )  # fmt: skip
@@ -263,7 +264,7 @@ def test_missing_sweep_names_who_is_missing_and_nobody_else(
 @pytest.mark.parametrize(
     ("known", "hint"),
     [
-        ({}, "see that a worker runs"),
+        ({}, "see that a worker runs, and what its log says"),
         ({"worker_count": 0}, "It waits for a worker."),
         ({"error": "timed out"}, "It waits for the broker."),
     ],
