@@ -109,6 +109,9 @@ class Subscriber:
         A chunk, or one event, at most, however many channels there are: those that are left
         have their turn next. Moves the position; whoever calls must write what it gets.
         """
+        if len(self.states) > 1 and (lost := self._lost_states()):
+            # Alone: the id of every event would name a position that no log has.
+            return b"", lost
         parts: list[bytes] = []
         behind, served = [], []
         size = 0
@@ -137,6 +140,16 @@ class Subscriber:
         if has_more:
             self.put_last(served)
         return b"".join(parts), behind
+
+    def _lost_states(self) -> list[ChannelState]:
+        """Return the channels whose log ends, or has ended, before the reader's place."""
+        places, lost = self.places, self.lost
+        return [
+            state
+            for state in self.states
+            if state.is_reliable
+            and (places[state.name] > state.head or state.name in lost)
+        ]
 
     def put_last(self, states: Collection[ChannelState]) -> None:
         """Have these channels come after the others: there was room for no more."""

@@ -425,6 +425,27 @@ async def test_reset_of_a_channel_does_not_wait_for_its_turn(bus: BusTarget) -> 
     await stream.close()
 
 
+async def test_reset_of_a_channel_comes_before_what_the_tail_of_another_has(
+    bus: BusTarget,
+) -> None:
+    """A client cut off between the two would come back with what the log may yet reach."""
+    await send(1)
+    reader = await Stream("films", films=0).open()
+    await send(3, "films")
+    await publish(bus, 1, 2, 3, channel="films")
+    assert await reader.ids(3) == [1, 2, 3]
+    stream = await Stream("films", "orders", films=0, orders=99).open()
+
+    messages = [await stream.next() for _ in range(4)]
+
+    assert [(message.type, message.id) for message in messages] == [
+        ("stream-reset", "films:0,orders:1"),
+        *(("message", f"films:{n},orders:1") for n in range(1, 4)),
+    ]
+    await reader.close()
+    await stream.close()
+
+
 @pytest.mark.parametrize(("user_id", "skipped"), [("", []), ("7", []), ("7", ["7"])])
 async def test_large_events_of_the_tail_are_written_by_the_megabyte(
     bus: BusTarget, user_id: str, skipped: list[str]

@@ -630,6 +630,11 @@ MUTATIONS = [
         "tests/unit/test_bus.py::test_message_of_another_kind_is_refused_whole",
     ),
     Mutation(
+        "what a tail has is written before a reset of another channel", "eventstream/hub/subscribers.py",
+        "if len(self.states) > 1 and (lost := self._lost_states()):", "if lost := []:",
+        f"{HUB}::test_reset_of_a_channel_comes_before_what_the_tail_of_another_has",
+    ),
+    Mutation(
         "a chunk without an event for the reader is taken for the end", "eventstream/hub/subscribers.py",
         "                self.wake()  # for the rest, even if none of this is for the reader\n", "                pass\n",
         "tests/unit/test_subscribers.py::test_stream_goes_on_after_a_chunk_that_has_nothing_for_it",
