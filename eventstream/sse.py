@@ -98,7 +98,10 @@ def encode_error(
     """
     data = {"condition": condition, "text": text, **(extra or {})}
     event_id = ERROR_ID if is_final else None
-    return encode_event("stream-error", json.dumps(data), event_id)
+    # Of a stream that is held, a proxy may pass it through the filter of the answer before,
+    # which expands a percent sign, and ends a stream where it cannot.
+    text = json.dumps(data).replace("%", "\\u0025")
+    return encode_event("stream-error", text, event_id)
 
 
 def encode_preamble(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eventstream import sse
@@ -157,6 +158,18 @@ def test_error_that_names_channels_is_one_event(channels: list[str]) -> None:
 
     [message] = Parser().feed(text.encode())
     assert (message.type, message.id) == ("stream-error", "error")
+    assert json.loads(message.data)["channels"] == channels
+
+
+@given(st.lists(NAMES, min_size=1, max_size=4))
+@example(["50%Id", "100%"])
+def test_error_is_the_same_through_the_filter_of_an_answer_before(
+    channels: list[str],
+) -> None:
+    """A stream that is held may be refused what it has; Pushpin up to 1.40 expands that."""
+    text = sse.encode_error("forbidden", ", ".join(channels), {"channels": channels})
+
+    assert expand(text, "a:1") == text
 
 
 @pytest.mark.parametrize(
