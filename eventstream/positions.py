@@ -46,6 +46,15 @@ def split_position(positions: Mapping[str, int], channel: str) -> tuple[str, str
     return f"{before}{quote_channel(channel)}:", after
 
 
+def count_fitting(size: int, positions: Mapping[str, int]) -> int:
+    """Return of how many events the ids alone have so many bytes, one at least.
+
+    Each names all channels of its stream, which whoever asks for it may choose: of many long
+    names an id has more than a thousand times as much as an event's data.
+    """
+    return max(1, size // max(1, len(format_position(positions))))
+
+
 def parse_position(text: str) -> dict[str, int]:
     """Return the event id of each channel in a Last-Event-ID, by its last entry.
 

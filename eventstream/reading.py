@@ -40,7 +40,12 @@ from eventstream.initial import (
     read_initial_states,
 )
 from eventstream.pieces import Wanted, read_piece
-from eventstream.positions import format_position, parse_position, split_position
+from eventstream.positions import (
+    count_fitting,
+    format_position,
+    parse_position,
+    split_position,
+)
 from eventstream.specs import check_channel
 from eventstream.storage import DjangoModelStorage, alias_of, get_storage
 from eventstream.tokens import take_grant
@@ -359,11 +364,12 @@ def _read_pieces(
     found = _Found([], dict(begun), {}, True)
     positions = found.positions
     event_count, size, is_last = 0, 0, True
+    most = count_fitting(options.page_bytes, positions)
     for using, names in aliases.items():
         for name in names:
             if positions[name] == heads[name]:
                 continue
-            left = options.page_size - event_count
+            left = min(options.page_size, most) - event_count
             if left <= 0 or size >= options.page_bytes:
                 is_last = False
                 break

@@ -115,6 +115,7 @@ class Streams:
         )
         logs: list[tuple[ChannelState, ChannelLog]] = []
         size = 0
+        id_size = len(subscriber.event_id())
         for state in states:
             if size >= CHUNK_BYTES:
                 subscriber.put_last([state for state, _ in logs])
@@ -123,7 +124,7 @@ class Streams:
             is_lost = state.name in subscriber.lost
             place = NO_END if is_lost else subscriber.places[state.name]
             logs.append((state, await self._log.read(state, place)))
-            size += sum(len(row[2]) for row in logs[-1][1].rows)
+            size += sum(len(row[2]) + id_size for row in logs[-1][1].rows)
         chunk = b""
         lost = [state for state, log in logs if log.is_reset]
         for state, log in logs:

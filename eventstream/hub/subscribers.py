@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from eventstream import sse
 from eventstream.hub.tails import CHUNK_BYTES, ChannelState, TailEvent
-from eventstream.positions import format_position, split_position
+from eventstream.positions import count_fitting, format_position, split_position
 from eventstream.reading import Reader
 from eventstream.rows import LogRow, is_skipped, without_skipped
 
@@ -169,9 +169,14 @@ class Subscriber:
         return chunk
 
     def encode_items(self, state: ChannelState, items: Sequence[TailEvent]) -> bytes:
-        """Return a tail's items for this reader; its place moves to the last of them."""
+        """Return a tail's items for this reader, as many as their ids leave room for.
+
+        Its place moves to the last of them.
+        """
         if not items:
             return b""
+        if state.is_reliable and len(items) > 1:
+            items = items[: self._most_events()]
         self.places[state.name] = items[-1].place
         user_id = self.reader.user_id
         if any(item.skip_users for item in items):
@@ -184,10 +189,17 @@ class Subscriber:
         ).encode()
 
     def encode_log(self, state: ChannelState, rows: list[LogRow]) -> bytes:
-        """Return a page of the log for this reader; its place moves to the last event."""
+        """Return a page of the log for this reader, as much as its ids leave room for.
+
+        Its place moves to the last event of that.
+        """
         if not rows:
             return b""
+        rows = rows[: self._most_events()]
         self.places[state.name] = rows[-1][0]
         rows = without_skipped(rows, self.reader.user_id)
         before, after = split_position(self.position(), state.name)
         return sse.encode_log(rows, before, after).encode()
+
+    def _most_events(self) -> int:
+        return count_fitting(CHUNK_BYTES, self.position())

@@ -412,6 +412,29 @@ async def test_client_that_reads_nothing_leaves_a_megabyte_in_memory(
     await stream.close()
 
 
+@pytest.mark.parametrize("is_in_tail", [True, False], ids=["tail", "log"])
+async def test_client_that_names_long_channels_leaves_a_megabyte_in_memory(
+    bus: BusTarget, is_in_tail: bool
+) -> None:
+    """The id of every event names all of them."""
+    names = [f"{n}{255 * '!'}"[:255] for n in range(9)]
+    if is_in_tail:
+        reader = await Stream("orders", orders=0).open()
+    await send(600)
+    if is_in_tail:
+        await get_hub().look()
+        await get_hub().channels.filled(get_hub().channels["orders"])
+        assert await reader.ids(600) == list(range(1, 601))
+        await reader.close()
+    stream = await Stream("orders", *names, orders=0).open()
+
+    messages = [await stream.next() for _ in range(600)]
+
+    assert [message.data for message in messages] == [str(n) for n in range(600)]
+    assert max(stream.sizes) < 1_100_000
+    await stream.close()
+
+
 async def test_reset_of_a_channel_does_not_wait_for_its_turn(bus: BusTarget) -> None:
     """The ids of the other's events would name a position that the log may yet reach."""
     await send_large(12, "films")

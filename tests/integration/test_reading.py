@@ -157,3 +157,21 @@ def test_page_is_read_in_several_queries_and_ends_before_what_was_pruned(
     monkeypatch.setattr(DjangoModelStorage, "read_after", read_then_prune)
     assert read(100) == ([1, 2, 3], 10, False)
     assert read(100, after=3) == ([], 10, True)
+
+
+def test_page_is_as_large_as_its_settings_say_whatever_its_ids_name() -> None:
+    """Whoever asks chooses what else the id of each event names."""
+    send_events(EventSpec("orders", "message", n) for n in range(2000))
+    drain_outbox()
+    names = [f"{n}{255 * '!'}"[:255] for n in range(9)]
+    positions = {"orders": 0}
+    found: list[str] = []
+
+    is_last = False
+    while not is_last:
+        page = read_page(Reader(("orders", *names), "", positions))
+        positions, is_last = page.positions, page.is_last
+        assert len(page.text) < 2_000_000
+        found += re.findall(r"^data: (\d+)$", page.text, re.MULTILINE)
+
+    assert found == [str(n) for n in range(2000)]

@@ -635,6 +635,16 @@ MUTATIONS = [
         f"{HUB}::test_reset_of_a_channel_comes_before_what_the_tail_of_another_has",
     ),
     Mutation(
+        "a page has room for ids of any length", "eventstream/reading.py",
+        "left = min(options.page_size, most) - event_count", "left = options.page_size - event_count",
+        "tests/integration/test_reading.py::test_page_is_as_large_as_its_settings_say_whatever_its_ids_name",
+    ),
+    Mutation(
+        "a stream has room for ids of any length", "eventstream/hub/subscribers.py",
+        "        rows = rows[: self._most_events()]\n", "",
+        f"{HUB}::test_client_that_names_long_channels_leaves_a_megabyte_in_memory[log]",
+    ),
+    Mutation(
         "a chunk without an event for the reader is taken for the end", "eventstream/hub/subscribers.py",
         "                self.wake()  # for the rest, even if none of this is for the reader\n", "                pass\n",
         "tests/unit/test_subscribers.py::test_stream_goes_on_after_a_chunk_that_has_nothing_for_it",
