@@ -304,6 +304,40 @@ async def test_topic_that_is_confirmed_as_its_time_is_up_is_confirmed(
     assert not link._unconfirmed
 
 
+class Whole:
+    """Counts how often it is told that the bus is whole."""
+
+    count = 0
+
+    def bus_is_whole(self) -> None:
+        self.count += 1
+
+
+async def test_bus_is_whole_once_the_last_topic_is_confirmed() -> None:
+    """What is published between a look and a later subscription would be seen by neither."""
+    link = BusLink(whole := Whole())  # type: ignore[arg-type]
+    link._unconfirmed = {"events:films", "events:orders"}
+
+    link._confirm("events:films")
+    assert whole.count == 0
+    link._confirm("events:orders")
+    link._confirm("events:orders")
+
+    assert whole.count == 1
+
+
+async def test_bus_is_whole_once_a_topic_is_confirmed_that_nobody_waits_for_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("eventstream.hub.buslink._CONFIRM", 0.01)
+    link = BusLink(whole := Whole())  # type: ignore[arg-type]
+    await link.subscribe("events:orders")
+
+    link._confirm("events:orders")
+
+    assert whole.count == 1
+
+
 async def test_bus_is_connected_to_anew_whatever_has_ended_it(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -628,6 +662,28 @@ async def test_kick_that_the_bus_lost_comes_before_the_event_after_it(
     await other.close()
 
 
+async def test_kick_is_found_with_the_page_that_a_reader_is_behind(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was read with it nothing is sent until the permission was asked again."""
+    await send(1, "members")
+    stream = await Stream("members", user_id="7", members=0).open()
+    await send_after_a_kick()
+    ask, may_answer = permissions.ask_permission, threading.Event()
+
+    def wait(user_id: str, channels: tuple[str, ...]) -> str:
+        assert may_answer.wait(15)
+        return ask(user_id, channels)
+
+    monkeypatch.setattr(permissions, "ask_permission", wait)
+    reading = asyncio.create_task(stream.next())
+    await asyncio.wait([reading], timeout=0.5)
+    assert not reading.done()
+    may_answer.set()
+
+    assert (await reading).type == "stream-error"
+
+
 async def test_kick_is_found_with_the_events_that_fill_a_gap(bus: BusTarget) -> None:
     stream = await Stream("members", user_id="7").open()
     await send_after_a_kick()
@@ -672,6 +728,23 @@ async def test_kick_between_check_and_start_ends_the_stream(bus: BusTarget) -> N
         "stream-open",
         "stream-error",
     ]
+    await first.close()
+
+
+async def test_kick_is_kept_in_mind_until_streams_checked_before_have_begun(
+    bus: BusTarget,
+) -> None:
+    checked_at = time.monotonic()
+    first = await Stream("members", user_id="8").open()
+    get_hub().receive_kick("members", "7")
+    asked = get_hub()._permissions
+    asked.tick(checked_at + 59, set())
+
+    stream = await Stream("members", user_id="7", checked_at=checked_at).open()
+
+    assert (await stream.next()).type == "stream-error"
+    asked.tick(checked_at + 62, set())
+    assert not asked._kicks
     await first.close()
 
 
@@ -731,6 +804,26 @@ async def test_kick_between_two_looks_that_are_both_the_first_is_heard(
     await pool.close()
 
     assert heard == ["7"]
+
+
+async def test_look_goes_on_though_a_channel_is_left_meanwhile(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await Stream("films").open()).close()
+    stream = await Stream("orders").open()
+    await send(2)
+    current_ids = Log.current_ids
+
+    async def leave(log: Log, using: str, names: list[str]) -> dict[str, int]:
+        assert "films" in names
+        await get_hub().channels.leave_idle(math.inf)
+        return await current_ids(log, using, names)
+
+    monkeypatch.setattr(Log, "current_ids", leave)
+    await get_hub().look(is_full=True)
+
+    assert await stream.ids(2) == [1, 2]
+    await stream.close()
 
 
 @pytest.mark.parametrize("step", ["current_ids", "read"])
@@ -1089,6 +1182,64 @@ async def test_channel_that_is_asked_for_while_the_bus_connects_is_heard_of(
         await each.close()
 
 
+@pytest.mark.parametrize("step", ["current_ids", "_read_page"])
+async def test_client_that_is_gone_takes_nobody_along(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """All who come together wait for one join, and for one read."""
+    await send(3)
+    work, is_asked, may_go_on = getattr(Log, step), asyncio.Event(), asyncio.Event()
+
+    async def wait(log: Log, *arguments: object) -> object:
+        is_asked.set()
+        await may_go_on.wait()
+        return await work(log, *arguments)
+
+    monkeypatch.setattr(Log, step, wait)
+    streams = [Stream("orders", orders=0) for _ in range(2)]
+    gone, stays = (asyncio.create_task(read(stream, 4)) for stream in streams)
+    await is_asked.wait()
+    await asyncio.sleep(0.1)  # and both wait for it
+    gone.cancel()
+    await asyncio.wait([gone])
+    may_go_on.set()
+
+    assert await stays == ["orders:0", "orders:1", "orders:2", "orders:3"]
+    await streams[1].close()
+
+
+async def read(stream: Stream, count: int) -> list[str]:
+    return [(await stream.next()).id for _ in range(count)]
+
+
+async def test_client_that_is_gone_ends_no_filling(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is ahead of the hub waits until it has come as far."""
+    await send(3)
+    behind = await Stream("orders", orders=3).open()
+    await send(2)  # published to nobody
+    work, is_asked, may_go_on = Log._read_page, asyncio.Event(), asyncio.Event()
+
+    async def wait(log: Log, state: ChannelState, place: int) -> ChannelLog:
+        if place == 3:
+            is_asked.set()
+            await may_go_on.wait()
+        return await work(log, state, place)
+
+    monkeypatch.setattr(Log, "_read_page", wait)
+    ahead = await Stream("orders", orders=5).open()
+    gone = asyncio.create_task(ahead.next())
+    await is_asked.wait()
+    await asyncio.sleep(0.1)
+    gone.cancel()
+    await asyncio.wait([gone])
+    may_go_on.set()
+
+    assert await behind.ids(2) == [4, 5]
+    await behind.close()
+
+
 async def test_call_whose_connection_was_cut_is_made_once_more() -> None:
     pool, calls = ReaderPool(1), 0
 
@@ -1332,6 +1483,18 @@ async def test_kick_of_whom_nobody_holds_a_stream_keeps_no_other_unheard(
 
     assert (await stream.next()).type == "stream-error"
     await stream.close()
+
+
+async def test_who_comes_while_the_process_ends_is_given_what_there_is_and_sent_on(
+    bus: BusTarget,
+) -> None:
+    await send(2)
+    get_hub()._end_streams()
+    stream = await Stream("orders", orders=0).open()
+
+    assert await stream.ids(2) == [1, 2]
+    with pytest.raises(StopAsyncIteration):
+        await stream.next()
 
 
 async def test_keep_alive_is_one_and_for_who_has_been_sent_nothing(

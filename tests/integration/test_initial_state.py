@@ -19,7 +19,7 @@ from pytest_django import Settings
 
 from eventstream import jobs, send_event
 from eventstream.channelmanager import DefaultChannelManager, InitialState
-from eventstream.hub import get_hub
+from eventstream.hub import get_hub, permissions
 from eventstream.hub.beginnings import Beginnings
 from eventstream.models import Event
 from eventstream.reading import Reader, read_page
@@ -304,12 +304,15 @@ async def test_readers_that_share_a_state_share_its_position(
     opening.append(asyncio.ensure_future(late.open()))
     await until_subscribed(52)
     await asyncio.sleep(0.05)  # it joins, and then asks for the state
+    gone = opening.pop(0)  # and takes nobody along
+    gone.cancel()
+    await asyncio.wait([gone])
     goes_on.set()
 
     await asyncio.gather(*opening)
 
     assert manager.calls == calls + 1
-    for stream in [*streams, late]:
+    for stream in [*streams[1:], late]:
         state, event = await stream.next(), await stream.next()
         assert (json.loads(state.data), state.id) == (["a"], "groups:1")
         assert (json.loads(event.data), event.id) == ("b", "groups:2")
@@ -358,6 +361,35 @@ async def test_state_of_which_the_permission_is_withdrawn_meanwhile_is_not_sent(
     messages = await first(2, "mine", user_id=str(user.pk))
 
     assert [m.type for m in messages] == ["stream-open", "stream-error"]
+
+
+async def test_state_is_not_sent_if_the_permission_is_withdrawn_once_it_is_read(
+    manager: type[ChannelManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await sync_to_async(User.objects.create)(username="ann")
+    read_state, ask = Beginnings._ask, permissions.ask_permission
+    is_withdrawn, may_answer = asyncio.Event(), threading.Event()
+
+    async def withdraw(*arguments: Any) -> tuple[int, str]:
+        found = await read_state(*arguments)
+        await sync_to_async(User.objects.update)(is_active=False)
+        get_hub().receive_kick("mine", str(user.pk))
+        is_withdrawn.set()
+        return found
+
+    def wait(*arguments: Any) -> str:
+        assert may_answer.wait(15)
+        return ask(*arguments)
+
+    monkeypatch.setattr(Beginnings, "_ask", withdraw)
+    monkeypatch.setattr(permissions, "ask_permission", wait)
+    reading = asyncio.create_task(first(2, "mine", user_id=str(user.pk)))
+    await is_withdrawn.wait()
+    await asyncio.wait([reading], timeout=0.5)
+    assert not reading.done()
+    may_answer.set()
+
+    assert [m.type for m in await reading] == ["stream-open", "stream-error"]
 
 
 def test_proxied_state_of_which_the_permission_is_withdrawn_meanwhile_is_not_sent(

@@ -635,6 +635,51 @@ MUTATIONS = [
         f"{HUB}::test_reset_of_a_channel_comes_before_what_the_tail_of_another_has",
     ),
     Mutation(
+        "a client that is gone ends the others' join", "eventstream/hub/channels.py",
+        "await asyncio.shield(joined)", "await joined",
+        f"{HUB}::test_client_that_is_gone_takes_nobody_along[current_ids]",
+    ),
+    Mutation(
+        "a client that is gone ends the others' read", "eventstream/hub/log.py",
+        "log = await asyncio.shield(task)", "log = await task",
+        f"{HUB}::test_client_that_is_gone_takes_nobody_along[_read_page]",
+    ),
+    Mutation(
+        "a client that is gone ends what fills a tail", "eventstream/hub/channels.py",
+        "await asyncio.shield(state.filling)", "await state.filling",
+        f"{HUB}::test_client_that_is_gone_ends_no_filling",
+    ),
+    Mutation(
+        "a client that is gone ends the others' beginning", "eventstream/hub/beginnings.py",
+        "return await asyncio.shield(task)", "return await task",
+        f"{STATES}::test_readers_that_share_a_state_share_its_position",
+    ),
+    Mutation(
+        "what was read with a kick is sent before permission is asked", "eventstream/hub/streams.py",
+        '                    return b""\n                await subscriber.wait_until_checked()\n', '                    return b""\n',
+        f"{HUB}::test_kick_is_found_with_the_page_that_a_reader_is_behind",
+    ),
+    Mutation(
+        "a state is sent before permission is asked again", "eventstream/hub/streams.py",
+        "        if beginnings:\n            await subscriber.wait_until_checked()\n", "",
+        f"{STATES}::test_state_is_not_sent_if_the_permission_is_withdrawn_once_it_is_read",
+    ),
+    Mutation(
+        "a state is sent though permission is refused", "eventstream/hub/streams.py",
+        "        if not subscriber.error:\n            opening", "        if True:\n            opening",
+        f"{STATES}::test_state_is_not_sent_if_the_permission_is_withdrawn_once_it_is_read",
+    ),
+    Mutation(
+        "a kick is forgotten before streams have begun that were checked before", "eventstream/hub/permissions.py",
+        "_KICK_MEMORY = 60.0", "_KICK_MEMORY = 0.0",
+        f"{HUB}::test_kick_is_kept_in_mind_until_streams_checked_before_have_begun",
+    ),
+    Mutation(
+        "the bus is whole once a topic is confirmed", "eventstream/hub/buslink.py",
+        "            if not self._unconfirmed:\n", "            if True:\n",
+        f"{HUB}::test_bus_is_whole_once_the_last_topic_is_confirmed",
+    ),
+    Mutation(
         "a page has room for ids of any length", "eventstream/reading.py",
         "left = min(options.page_size, most) - event_count", "left = options.page_size - event_count",
         "tests/integration/test_reading.py::test_page_is_as_large_as_its_settings_say_whatever_its_ids_name",
