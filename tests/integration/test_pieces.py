@@ -146,10 +146,12 @@ def test_others_do_not_fail_with_whoever_reads_for_them(reads: Reads) -> None:
         except OperationalError:
             return "failed"
 
+    began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         outcomes = sorted(pool.map(outcome, [""] * 4))
 
     assert outcomes == [str(COUNT)] * 3 + ["failed"]
+    assert time.monotonic() - began < pieces._PATIENCE, "they are told at once"
 
 
 def test_reset_is_not_shared(reads: Reads, settings: Any) -> None:

@@ -159,6 +159,27 @@ def test_page_is_read_in_several_queries_and_ends_before_what_was_pruned(
     assert read(100, after=3) == ([], 10, True)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("EVENTSTREAM_PAGE_SIZE", 2), ("EVENTSTREAM_PAGE_BYTES", 10_000)],
+)
+def test_page_that_one_channel_fills_is_not_the_last(
+    settings: Settings, setting: str, value: int
+) -> None:
+    """A proxy would hold the stream without the others' events."""
+    setattr(settings, setting, value)
+    send_events(EventSpec("orders", "message", "x" * 5_000) for _ in range(2))
+    send_event("parcels", "message", 1)
+    drain_outbox()
+    reader = Reader(("orders", "parcels"), "", {"orders": 0, "parcels": 0})
+
+    page = read_page(reader)
+    further = read_page(Reader(reader.channels, "", page.positions))
+
+    assert (page.positions, page.is_last) == ({"orders": 2, "parcels": 0}, False)
+    assert (further.positions, further.is_last) == ({"orders": 2, "parcels": 1}, True)
+
+
 def test_page_is_as_large_as_its_settings_say_whatever_its_ids_name() -> None:
     """Whoever asks chooses what else the id of each event names."""
     send_events(EventSpec("orders", "message", n) for n in range(2000))

@@ -680,6 +680,11 @@ MUTATIONS = [
         f"{HUB}::test_bus_is_whole_once_the_last_topic_is_confirmed",
     ),
     Mutation(
+        "a page that one channel fills is the last", "eventstream/reading.py",
+        "                is_last = False\n                break", "                break",
+        "tests/integration/test_reading.py::test_page_that_one_channel_fills_is_not_the_last",
+    ),
+    Mutation(
         "a page has room for ids of any length", "eventstream/reading.py",
         "left = min(options.page_size, most) - event_count", "left = options.page_size - event_count",
         "tests/integration/test_reading.py::test_page_is_as_large_as_its_settings_say_whatever_its_ids_name",
