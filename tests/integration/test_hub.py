@@ -554,7 +554,7 @@ async def test_slow_channel_manager_holds_up_nobody_else(
 
     def ask(*_: object) -> str:
         asked.set()
-        may_answer.wait(20)
+        may_answer.wait(60)  # longer than a stream is waited for
         return ""
 
     monkeypatch.setattr("eventstream.hub.permissions.ask_permission", ask)

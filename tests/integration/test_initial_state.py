@@ -300,6 +300,9 @@ async def test_readers_that_share_a_state_share_its_position(
     opening = [asyncio.ensure_future(stream.open()) for stream in streams]
     await until_subscribed(51)
     await sync_to_async(add)("b")  # while the state, without it, is on its way
+    await hub.look()
+    await hub.channels.filled(hub.channels["groups"])
+    assert hub.channels["groups"].head == 2
     late = Stream("groups")
     opening.append(asyncio.ensure_future(late.open()))
     await until_subscribed(52)

@@ -685,6 +685,16 @@ MUTATIONS = [
         "tests/integration/test_reading.py::test_page_that_one_channel_fills_is_not_the_last",
     ),
     Mutation(
+        "kicks are looked for in two hundred partitions", "eventstream/log.py",
+        "for first in range(0, len(pairs), 200):", "for first in range(0, min(200, len(pairs)), 200):",
+        "tests/integration/test_reading.py::test_kicks_are_found_in_each_of_many_partitions",
+    ),
+    Mutation(
+        "who shares a state goes on from where the channel is", "eventstream/hub/beginnings.py",
+        "                subscriber.places[state.name] = place\n", "",
+        f"{STATES}::test_readers_that_share_a_state_share_its_position",
+    ),
+    Mutation(
         "a page has room for ids of any length", "eventstream/reading.py",
         "left = min(options.page_size, most) - event_count", "left = options.page_size - event_count",
         "tests/integration/test_reading.py::test_page_is_as_large_as_its_settings_say_whatever_its_ids_name",
