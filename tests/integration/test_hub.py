@@ -806,6 +806,20 @@ async def test_kick_between_two_looks_that_are_both_the_first_is_heard(
     assert heard == ["7"]
 
 
+async def test_hub_that_is_told_of_new_events_looks_once(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = count_looks(monkeypatch)
+
+    get_hub()._look_soon["default"].set()
+    async with asyncio.timeout(10):
+        await looks.acquire()
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await looks.acquire()
+
+
 async def test_look_goes_on_though_a_channel_is_left_meanwhile(
     bus: BusTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
