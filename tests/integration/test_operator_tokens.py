@@ -40,6 +40,16 @@ def open_stream(token: str, path: str = "/events/") -> Reader:
     return read_request(request, {})
 
 
+def test_user_whose_key_looks_like_an_operator_s_is_none(operator: User) -> None:
+    """A primary key can be any text; this one would be taken for that of the operator."""
+    request = RequestFactory().get("/events/?channel=a")
+    # Whatever permissions it has: those that are asked later are the other's.
+    request.user = User(pk=operator_id(operator), is_staff=True, is_superuser=True)
+
+    with pytest.raises(ChannelPermissionError):
+        read_request(request, {})
+
+
 def test_operator_reads_a_channel_that_the_channel_manager_refuses(
     operator: User, targets: dict[str, RecordingTarget]
 ) -> None:

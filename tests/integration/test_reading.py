@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from django.db import transaction
+from django.test import RequestFactory
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream.models import Channel, Cursor, Event, EventKind
 from eventstream.pieces import Wanted, read_piece
-from eventstream.reading import Reader, number_stale, read_page
+from eventstream.reading import Reader, number_stale, read_page, read_request
 from eventstream.relay import relay_all
 from eventstream.rows import partition_of
 from eventstream.storage import DjangoModelStorage, get_storage
@@ -208,3 +209,13 @@ def test_kicks_are_found_in_each_of_many_partitions() -> None:
     found = get_storage().kicks_after("default", dict.fromkeys(range(1_000), 0))
 
     assert [number for number, *_ in found] == [0, 199, 200, 401, 999]
+
+
+def test_position_of_channels_that_the_stream_has_not_is_left_out() -> None:
+    """A stream keeps its position for as long as it is open."""
+    others = ",".join(f"other-{n}:1" for n in range(1_000))
+    request = RequestFactory().get(
+        "/events/?channel=orders", headers={"Last-Event-ID": f"{others},orders:3"}
+    )
+
+    assert read_request(request, {}).positions == {"orders": 3}

@@ -203,6 +203,24 @@ def test_anonymous_reader_has_no_user_s_name_that_an_event_could_skip(
     assert "user-" not in response["Grip-Channel"]
 
 
+def test_user_s_name_adds_nothing_to_what_the_proxy_is_told(
+    proxy: dict[str, str], settings: Settings
+) -> None:
+    """And is quoted as in the events that some are not to have, with which it is compared."""
+    settings.EVENTSTREAM_CHANNELMANAGER_CLASS = (
+        "eventstream.channelmanager.DefaultChannelManager"
+    )
+    token = sign_link(Reader(("a",), 'é", x="1;,%'), now=time.time())
+    proxy["Grip-Last"] = "events-a; last-id=0"
+
+    response = Client().get(f"/events/next/{token}/", headers=proxy)
+
+    name = "%C3%A9%22%2C%20x%3D%221%3B%2C%25"
+    assert f'user="{name}"' in response["Grip-Set-Meta"]
+    assert response["Grip-Set-Meta"].count("=") == 2
+    assert f"user-{name};" in response["Grip-Channel"]
+
+
 def test_equal_readers_have_equal_links(
     proxy: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -695,6 +695,16 @@ MUTATIONS = [
         f"{STATES}::test_readers_that_share_a_state_share_its_position",
     ),
     Mutation(
+        "a user's name is a header's text", "eventstream/hold.py",
+        'instruct.meta["user"] = quote_channel(reader.user_id)', 'instruct.meta["user"] = reader.user_id',
+        "tests/integration/test_views.py::test_user_s_name_adds_nothing_to_what_the_proxy_is_told",
+    ),
+    Mutation(
+        "a user whose key looks like an operator's is that operator", "eventstream/reading.py",
+        "    elif is_operator(user_id):  # a primary key that looks like what it is not\n        raise ChannelPermissionError(sorted(names))\n", "",
+        "tests/integration/test_operator_tokens.py::test_user_whose_key_looks_like_an_operator_s_is_none",
+    ),
+    Mutation(
         "a page has room for ids of any length", "eventstream/reading.py",
         "left = min(options.page_size, most) - event_count", "left = options.page_size - event_count",
         "tests/integration/test_reading.py::test_page_is_as_large_as_its_settings_say_whatever_its_ids_name",
