@@ -1254,20 +1254,25 @@ async def test_client_that_is_gone_ends_no_filling(
     await behind.close()
 
 
-async def test_call_whose_connection_was_cut_is_made_once_more() -> None:
-    pool, calls = ReaderPool(1), 0
+@pytest.mark.parametrize("aliases", [["default"], []], ids=["its own", "whichever"])
+async def test_call_whose_connection_was_cut_is_made_once_more_by_another(
+    aliases: list[str],
+) -> None:
+    pool, used = ReaderPool(1), []
 
     def ask() -> str:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
+        connections["default"].ensure_connection()
+        used.append(connections["default"].connection)
+        if len(used) == 1:
             raise OperationalError("server closed the connection unexpectedly")
         return "answer"
 
-    answer = await pool.run(ask, "default")
+    answer = await pool.run(ask, *aliases)
     await pool.close()
 
-    assert (answer, calls) == ("answer", 2)
+    assert answer == "answer"
+    first, second = used
+    assert first is not second
 
 
 async def test_no_more_idle_channels_are_kept_than_there_is_room_for(

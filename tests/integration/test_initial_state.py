@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AbstractBaseUser, Group, User
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models.functions import Now
 from django.test import Client
 from pytest_django import Settings
@@ -442,6 +442,22 @@ async def test_stream_whose_state_cannot_be_had_ends_so_that_the_client_tries_ag
         "No initial state of groups",
     ]
     assert reason in caplog.text
+
+
+async def test_state_whose_connection_was_cut_is_read_once_more(
+    manager: type[ChannelManager], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_once(user: AbstractBaseUser | None, channel: str) -> InitialState:
+        if manager.calls == 1:
+            raise OperationalError("the server closed the connection")
+        return InitialState(["a"])
+
+    manager.hook = fail_once
+
+    [_, state] = await first(2, "groups")
+
+    assert json.loads(state.data) == ["a"]
+    assert not caplog.records
 
 
 async def test_reset_whose_state_cannot_be_had_ends_the_stream_as_well(

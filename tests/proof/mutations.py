@@ -705,6 +705,11 @@ MUTATIONS = [
         "tests/integration/test_operator_tokens.py::test_user_whose_key_looks_like_an_operator_s_is_none",
     ),
     Mutation(
+        "a reader's thread keeps a connection that was cut", "eventstream/hub/pool.py",
+        "            connections[alias].close()\n", "            pass\n",
+        f"{HUB}::test_call_whose_connection_was_cut_is_made_once_more_by_another",
+    ),
+    Mutation(
         "a page has room for ids of any length", "eventstream/reading.py",
         "left = min(options.page_size, most) - event_count", "left = options.page_size - event_count",
         "tests/integration/test_reading.py::test_page_is_as_large_as_its_settings_say_whatever_its_ids_name",
