@@ -65,8 +65,8 @@ class BusLink:
     async def unsubscribe(self, topic: str) -> None:
         """Unsubscribe: nobody reads it any more."""
         self._topics.discard(topic)
-        self._unconfirmed.discard(topic)
         self._waiting.pop(topic, None)
+        self._await_no_more(topic)
         if self._is_up:
             await self._send("unsubscribe", topic)
 
@@ -140,6 +140,9 @@ class BusLink:
         waiting = self._waiting.get(topic)
         if waiting is not None:
             waiting.set()
+        self._await_no_more(topic)
+
+    def _await_no_more(self, topic: str) -> None:
         if topic in self._unconfirmed:
             self._unconfirmed.discard(topic)
             if not self._unconfirmed:

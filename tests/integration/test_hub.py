@@ -326,6 +326,16 @@ async def test_bus_is_whole_once_the_last_topic_is_confirmed() -> None:
     assert whole.count == 1
 
 
+async def test_bus_is_whole_once_the_last_topic_is_wanted_no_more() -> None:
+    link = BusLink(whole := Whole())  # type: ignore[arg-type]
+    link._unconfirmed = {"events:films", "events:orders"}
+    link._confirm("events:films")
+
+    await link.unsubscribe("events:orders")
+
+    assert whole.count == 1
+
+
 async def test_bus_is_whole_once_a_topic_is_confirmed_that_nobody_waits_for_any_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
