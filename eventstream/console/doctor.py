@@ -326,7 +326,8 @@ def _check_arrival(url: str, tally: Tally) -> Iterator[Finding]:
                 f"the event did not come within {ARRIVAL_SECONDS:g} s by a stream of {url}.",
                 "Something in front holds it back, or the GRIP proxy cannot ask for more, "
                 "and passes on nothing: see what GET …/next/… is answered in the log of "
-                "the web process. It asks by HTTP, without cookies and X-Forwarded-….",
+                "the web process. It asks by HTTP, without cookies and X-Forwarded-…. Or "
+                "GRIP_URL names another server, which accepts whatever is POSTed to it.",
             )
             return
         time.sleep(0.05)
