@@ -986,6 +986,17 @@ def test_wake_ups_are_tried_again_after_a_pause(
     assert waiting(server) == 1
 
 
+def test_error_of_the_broker_ends_no_waking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that wakes goes on, and no sender hears of it."""
+    monkeypatch.setattr(broker, "connections", broker.Connections())
+    monkeypatch.setattr(broker, "circuit", broker.Circuit())
+
+    with dispatch._no_failure():
+        raise OSError("gone")
+
+    assert broker.circuit.failure_count == 1
+
+
 @pytest.fixture(scope="module")
 def installation() -> Iterator[Stack]:
     """A project of its own, as the processes that send are."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import selectors
 import time
 from collections import Counter, deque
@@ -46,7 +47,7 @@ T = TypeVar("T")
 collect = Subscriber.collect
 
 CHANNELS = ["a", "members"]
-HISTORIES = 60
+HISTORIES = int(os.environ.get("ES_HISTORIES", "60"))
 STEPS = 150
 MOST_CLIENTS = 6
 SETTLED = 25
