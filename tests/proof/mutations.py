@@ -33,7 +33,7 @@ STREAMS = "tests/acceptance/test_streams.py"
 
 TIMEOUT = 60
 """Seconds for a test that says none of its own: a mutant may go round in circles."""
-HISTORIES = 800
+HISTORIES = 600
 """Of the random ones: enough of them to find what one in a hundred shows."""
 
 
