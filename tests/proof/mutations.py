@@ -641,6 +641,11 @@ MUTATIONS = [
         f"{HUB}::test_reset_of_a_channel_comes_before_what_the_tail_of_another_has",
     ),
     Mutation(
+        "a lost place counts again once the log has grown past it", "eventstream/hub/subscribers.py",
+        " or state.name in lost)", ")",
+        "tests/unit/test_subscribers.py::test_channel_whose_log_has_grown_past_a_lost_place_comes_first_and_alone",
+    ),
+    Mutation(
         "a client that is gone ends the others' join", "eventstream/hub/channels.py",
         "await asyncio.shield(joined)", "await joined",
         f"{HUB}::test_client_that_is_gone_takes_nobody_along[current_ids]",

@@ -80,3 +80,16 @@ async def test_channels_take_turns_where_there_is_a_megabyte_of_each() -> None:
         subscriber.wake()  # by what else there is
 
     assert found == ["100", "110", "111", "211", "221", "222"]
+
+
+def test_channel_whose_log_has_grown_past_a_lost_place_comes_first_and_alone() -> None:
+    """The id of any event before its reset would name that place, which is a log's again."""
+    states = [ChannelState(name, is_reliable=True) for name in "ab"]
+    for state in states:
+        state.extend([LogEvent(n, "message", "x", "") for n in (1, 2, 3)])
+    subscriber = Subscriber(Reader(("a", "b"), ""), states)
+    subscriber.places = {"a": 0, "b": 2}
+    subscriber.lost = frozenset("b")
+
+    assert subscriber.collect() == (b"", [states[1]])
+    assert subscriber.places == {"a": 0, "b": 2}
