@@ -134,8 +134,10 @@ class Log:
             state.reads[place] = task
             task.add_done_callback(retrieve)
             task.add_done_callback(lambda _: state.reads.pop(place, None))
+        loss_count = state.loss_count
         log = await asyncio.shield(task)
-        state.prepend(log)
+        if state.loss_count == loss_count:
+            state.prepend(log)
         return log
 
     async def _read_page(self, state: ChannelState, place: int) -> ChannelLog:

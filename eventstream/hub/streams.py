@@ -114,6 +114,7 @@ class Streams:
             key=lambda s: s.name not in subscriber.lost and places[s.name] <= s.head,
         )
         logs: list[tuple[ChannelState, ChannelLog]] = []
+        loss_count = subscriber.loss_count
         size = 0
         id_size = len(subscriber.event_id())
         for state in states:
@@ -125,13 +126,16 @@ class Streams:
             place = NO_END if is_lost else subscriber.places[state.name]
             logs.append((state, await self._log.read(state, place)))
             size += sum(len(row[2]) + id_size for row in logs[-1][1].rows)
+        if subscriber.loss_count != loss_count:
+            return b""  # a log has gone back meanwhile: it is to be read again
         chunk = b""
         lost = [state for state, log in logs if log.is_reset]
         for state, log in logs:
             if log.is_reset:
                 subscriber.places[state.name] = log.last_eid
                 subscriber.lost -= {state.name}
-                await self._reach(state, log.last_eid)
+        for state in lost:
+            await self._reach(state, subscriber.places[state.name])
         if lost:
             instruments.active.reset("hub")
             beginnings = await self._beginnings.read(subscriber, lost)
@@ -140,6 +144,8 @@ class Streams:
             text = sse.encode_reset(names, subscriber.event_id())
             chunk = (text + encode_beginnings(subscriber, beginnings)).encode()
         for state, log in logs:
+            if subscriber.loss_count != loss_count:
+                break
             chunk += subscriber.encode_log(state, log.rows)
             await self._reach(state, subscriber.places[state.name])
         return chunk

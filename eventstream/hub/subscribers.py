@@ -62,6 +62,11 @@ class Subscriber:
     def is_open(self) -> bool:
         return any(self in state.subscribers for state in self.states)
 
+    @property
+    def loss_count(self) -> int:
+        """How often the logs of its channels have lost their end."""
+        return sum(state.loss_count for state in self.states)
+
     def wake(self) -> None:
         """Have the stream look what there is to write."""
         self._is_woken = True

@@ -60,6 +60,8 @@ class ChannelState:
         self.alias = ""
         self.is_alias_known = False  # until some database has an event of the channel
         self.head = 0
+        # How often the log has lost its end: a page that was read before is of another.
+        self.loss_count = 0
         self.wanted = 0
         self.tail: deque[TailEvent] = deque()
         self.tail_bytes = 0
@@ -169,6 +171,7 @@ class ChannelState:
         for subscriber in self.subscribers:
             if subscriber.places.get(self.name, 0) > last_eid:
                 subscriber.lost |= {self.name}
+        self.loss_count += 1
         self.reads.clear()
         self.wanted = last_eid
         self.start_from(last_eid)

@@ -23,10 +23,12 @@ from redis.asyncio.client import PubSub
 
 from eventstream import EventSpec, send_event, send_events, sse
 from eventstream.hub import Hub, get_hub, permissions
+from eventstream.hub.beginnings import Beginnings
 from eventstream.hub.buslink import BusLink
 from eventstream.hub.log import Log
 from eventstream.hub.permissions import Permissions
 from eventstream.hub.pool import ReaderPool
+from eventstream.hub.subscribers import Subscriber
 from eventstream.hub.tails import ChannelState
 from eventstream.models import Channel, Event, EventKind, Partition
 from eventstream.reading import Reader
@@ -1387,6 +1389,60 @@ async def test_readers_of_what_a_promoted_replica_lacks_are_reset(
     ]  # fmt: skip
     for stream in (early, *streams):
         await stream.close()
+
+
+@pytest.mark.parametrize("step", ["page", "beginning", "reset"])
+async def test_page_of_a_log_that_has_lost_its_end_meanwhile_is_read_again(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Its last ids are of other events by the time that it would be written."""
+    await send(10)
+    await send(5, "more")
+    await sync_to_async(Event.objects.filter(channel="more", eid__lt=3).delete)()
+    is_read, may_go_on = asyncio.Event(), asyncio.Event()
+    read_page, read_beginnings = Log._read_page, Beginnings.read
+
+    async def wait() -> None:
+        is_read.set()
+        await may_go_on.wait()
+
+    async def wait_with_page(log: Log, state: ChannelState, place: int) -> ChannelLog:
+        found = await read_page(log, state, place)
+        if state.name == "orders":
+            await wait()
+        return found
+
+    async def wait_with_beginning(
+        beginnings: Beginnings, subscriber: Subscriber, states: list[ChannelState]
+    ) -> dict[str, str]:
+        if states:
+            await wait()
+        return await read_beginnings(beginnings, subscriber, states)
+
+    if step == "beginning":
+        monkeypatch.setattr(Beginnings, "read", wait_with_beginning)
+    else:
+        monkeypatch.setattr(Log, "_read_page", wait_with_page)
+    if step == "reset":
+        await sync_to_async(Event.objects.filter(eid__lt=3).delete)()
+    stream = await Stream("orders", "more", orders=0, more=0).open()
+    following = asyncio.create_task(stream.next())
+    await is_read.wait()
+    await lose(8)
+    await get_hub().look()
+    await send(3)
+    may_go_on.set()
+
+    message = await following
+    assert message.type == "stream-reset"
+    if step == "reset":
+        assert message.id == "more:5,orders:11"
+        await stream.close()
+        return
+    messages = [await stream.next() for _ in range(11)]
+    assert [m.id for m in messages] == [f"more:5,orders:{n}" for n in range(1, 12)]
+    assert [m.data for m in messages[8:]] == ["0", "1", "2"]
+    await stream.close()
 
 
 async def test_answer_that_is_older_than_what_the_bus_has_brought_resets_nobody(

@@ -469,6 +469,11 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_readers_of_what_a_promoted_replica_lacks_are_reset",
     ),
     Mutation(
+        "a page of a log that has lost its end is written", "eventstream/hub/streams.py",
+        "            if subscriber.loss_count != loss_count:\n                break\n", "",
+        "tests/integration/test_hub.py::test_page_of_a_log_that_has_lost_its_end_meanwhile_is_read_again",
+    ),
+    Mutation(
         "an answer is compared with what came after it", "eventstream/hub/channels.py",
         "last_eid < heads[name]", "last_eid < state.head",
         "tests/integration/test_hub.py::test_answer_that_is_older_than_what_the_bus_has_brought_resets_nobody",
