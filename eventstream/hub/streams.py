@@ -125,7 +125,8 @@ class Streams:
             is_lost = state.name in subscriber.lost
             place = NO_END if is_lost else subscriber.places[state.name]
             logs.append((state, await self._log.read(state, place)))
-            size += sum(len(row[2]) + id_size for row in logs[-1][1].rows)
+            rows = logs[-1][1].rows
+            size += sum([len(row[2]) for row in rows]) + id_size * len(rows)
         if subscriber.loss_count != loss_count:
             return b""  # a log has gone back meanwhile: it is to be read again
         chunk = b""

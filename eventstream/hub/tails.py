@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from eventstream import conf, sse
 from eventstream.positions import quote_channel
+from eventstream.rows import LogEvent
 
 if TYPE_CHECKING:
     from eventstream.hub.subscribers import Subscriber
-    from eventstream.rows import ChannelLog, LogEvent
+    from eventstream.rows import ChannelLog
 
 
 CHUNK_BYTES = 1_000_000
@@ -107,12 +108,11 @@ class ChannelState:
         if not log.rows or not log.rows[0][0] <= self.start <= log.rows[-1][0]:
             return
         # Consecutive: those that the tail has are the last.
-        for event in reversed(log.events[: self.start - log.rows[0][0] + 1]):
-            item = TailEvent(event.eid, event)
-            if (
-                len(self.tail) >= options.queue_length
-                or self.tail_bytes + item.size > options.queue_bytes
-            ):
+        for row in reversed(log.rows[: self.start - log.rows[0][0] + 1]):
+            if len(self.tail) >= options.queue_length:
+                return
+            item = TailEvent(row[0], LogEvent(*row[:4]))
+            if self.tail_bytes + item.size > options.queue_bytes:
                 return
             self.tail.appendleft(item)
             self.tail_bytes += item.size
