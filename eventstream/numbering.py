@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
-from django.db import OperationalError, connections, transaction
-from django.db.models import BigIntegerField, F, Value
+from django.db import IntegrityError, OperationalError, connections, transaction
+from django.db.models import BigIntegerField, F, Max, Value
 
 from eventstream import conf
 from eventstream.log import (
@@ -20,7 +21,14 @@ from eventstream.log import (
     make_rows,
     table_name,
 )
-from eventstream.models import Channel, DeadLetter, Event, Partition, PausedTarget
+from eventstream.models import (
+    Channel,
+    Cursor,
+    DeadLetter,
+    Event,
+    Partition,
+    PausedTarget,
+)
 from eventstream.rows import Batch, LogEntry, partition_of
 from eventstream.signals import events_numbered
 from eventstream.statements import FIRST_KICK, IS_PAUSED, open_cursor
@@ -122,6 +130,15 @@ UPDATE {event} SET position = %(base)s + n.place, eid = n.eid
 FROM numbered n WHERE {event}.id = n.id
 """
 
+# Channels whose row was deleted, or set back: nothing but their events says how far they were.
+_MEND_CHANNELS = """
+INSERT INTO {channel} (name, partition, last_eid)
+SELECT channel, max(partition), max(eid) FROM {event}
+WHERE eid IS NOT NULL GROUP BY channel
+ON CONFLICT (name) DO UPDATE SET last_eid = excluded.last_eid
+WHERE excluded.last_eid > {channel}.last_eid
+"""
+
 
 class Numbering(Log):
     """What of the storage gives ids and positions, under the partition's row lock."""
@@ -147,7 +164,8 @@ class Numbering(Log):
         """
         check_limit(limit)
         if connections[using].vendor == "sqlite":
-            count = self._number_sqlite(using, partition, limit)
+            with _saying_what_mends(partition):
+                count = self._number_sqlite(using, partition, limit)
         else:
             values = {"partition": partition, "limit": limit, "limit_bytes": NO_END}
             count, *_ = self._number_postgresql(using, _COUNT, values)[0]
@@ -234,7 +252,10 @@ class Numbering(Log):
         That there is nothing is the usual answer, and takes no lock.
         """
         while True:
-            with open_cursor(using) as cursor:
+            with (
+                _saying_what_mends(values["partition"]),
+                open_cursor(using) as cursor,
+            ):
                 cursor.execute(statement.format(**_names(using)), values)
                 found: list[tuple[Any, ...]] = cursor.fetchall()
             *_, is_new, is_known, base = found[0]
@@ -272,10 +293,33 @@ class Numbering(Log):
         return count
 
     def _create_partition(self, using: str, partition: int) -> None:
-        Partition.objects.using(using).bulk_create(
-            [Partition(number=partition, start_eid=self.start_eid(using))],
-            ignore_conflicts=True,
+        """Create the row, as far along as a deleted one is known to have been.
+
+        From 0 on, what it numbers would be taken for accepted by every target, until it
+        came to a position that is stored.
+        """
+        row = Partition(
+            number=partition,
+            last_position=self._known_positions(using, partition).get(partition, 0),
+            start_eid=self.start_eid(using),
         )
+        Partition.objects.using(using).bulk_create([row], ignore_conflicts=True)
+
+    def _known_positions(
+        self, using: str, partition: int | None = None
+    ) -> dict[int, int]:
+        """Return the largest position of each partition, or of one, that is known to be given.
+
+        By the events that are stored, and by what targets have accepted.
+        """
+        only = {} if partition is None else {"partition": partition}
+        found: dict[int, int] = {}
+        for model, name in ((Event, "position"), (Cursor, "watermark")):
+            rows = model._default_manager.using(using).filter(**only)
+            largest = rows.order_by().values_list("partition").annotate(Max(name))
+            for number, position in largest:
+                found[number] = max(found.get(number, 0), position or 0)
+        return found
 
     def number_all(
         self, using: str, partition: int, *, keep: Callable[[], object] = lambda: None
@@ -311,11 +355,15 @@ class Numbering(Log):
         come, move up to where none has ever been. In one transaction, under the
         numbering locks.
 
+        Also for one in which rows of Partition or Channel were deleted or set back: each is
+        made as far along as the events that are stored. What other ids a deleted channel has
+        given nobody knows, but all that it gives from now on are above them.
+
         Returns:
             How many channels there are.
         """
-        for partition in self.partitions(using):
-            Partition.objects.using(using).get_or_create(number=partition)
+        for partition in {*self.partitions(using)} - {*self.heads(using)}:
+            self._create_partition(using, partition)
         microseconds = int(database_now(using).timestamp() * 1_000_000)
         with transaction.atomic(using=using):
             rows = Partition.objects.using(using).order_by("number")
@@ -323,6 +371,11 @@ class Numbering(Log):
                 rows.update(last_position=F("last_position"))  # the write lock
             else:
                 list(rows.select_for_update(no_key=True))
+            for partition, position in self._known_positions(using).items():
+                behind = rows.filter(number=partition, last_position__lt=position)
+                behind.update(last_position=position)
+            with connections[using].cursor() as cursor:
+                cursor.execute(_MEND_CHANNELS.format(**_names(using)))
             before = self.start_eid(using)
             # By the clock: an earlier reset may be missing in the backup. JavaScript
             # has exact numbers for these until the year 2255.
@@ -355,9 +408,8 @@ class Numbering(Log):
             The partition's last position before and after; None if nothing was done.
         """
         partition = partition_of(channel)
-        Partition.objects.using(using).get_or_create(
-            number=partition, defaults={"start_eid": self.start_eid(using)}
-        )
+        if partition not in self.heads(using):
+            self._create_partition(using, partition)
         with transaction.atomic(using=using):
             rows = Partition.objects.using(using).filter(number=partition)
             if connections[using].vendor == "sqlite":
@@ -397,6 +449,19 @@ class Numbering(Log):
             head = base + len(entries)
             rows.update(last_position=head)
             return base, head
+
+
+@contextmanager
+def _saying_what_mends(partition: int) -> Iterator[None]:
+    """Have an id or a position that is there already say who is at fault, and what to do."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"{str(error).strip()} (Partition {partition} would give what is given already: "
+            "rows of Partition or Channel were deleted or changed. `python manage.py "
+            "eventstream reset-readers` mends that.)"
+        ) from error
 
 
 def check_limit(limit: int) -> None:

@@ -6,12 +6,14 @@ import datetime
 from typing import Any
 
 import pytest
+from django.db import IntegrityError
 from pytest_django import Settings
 
 from eventstream import EventSpec, send_event, send_events
 from eventstream.models import Channel, DeadLetter, Event, Partition
 from eventstream.reading import Reader, read_page
 from eventstream.relay import relay_all
+from eventstream.rows import partition_of
 from eventstream.storage import get_storage
 from tests.support.sse import Message, Parser
 from tests.support.targets import RecordingTarget, relay_now
@@ -132,3 +134,73 @@ def test_what_waits_is_published_under_the_new_ids(targets: Targets) -> None:
     assert targets["b"].ids("orders") == [1, 2, head()]
     letter = DeadLetter.objects.get()
     assert Event.objects.get(pk=letter.event_id).eid == letter.eid == head() - 1
+
+
+def test_deleted_partition_goes_on_where_it_was(targets: Targets) -> None:
+    """Below that its events would count as accepted, until one met a stored position."""
+    send(3)
+    Partition.objects.all().delete()
+
+    send(2)
+
+    assert targets["a"].ids("orders") == [1, 2, 3, 4, 5]
+    row = Partition.objects.get(number=partition_of("orders"))
+    assert row.last_position == 5
+
+
+def test_deleted_partition_goes_on_where_targets_were(targets: Targets) -> None:
+    """Also if all that they had accepted has been pruned."""
+    send(3)
+    Event.objects.all().delete()
+    Partition.objects.all().delete()
+
+    send(2)
+
+    assert targets["a"].ids("orders") == [1, 2, 3, 4, 5]
+
+
+def number() -> None:
+    storage = get_storage()
+    storage.number_all("default", partition_of("orders"))
+
+
+@pytest.mark.parametrize("model", [Channel, Partition])
+def test_rows_set_back_by_hand_are_mended_by_a_reset(
+    targets: Targets, model: Any
+) -> None:
+    send(5)
+    if model is Channel:
+        Channel.objects.all().delete()
+    else:
+        Partition.objects.update(last_position=0)
+    send_events([EventSpec("orders", "message", n) for n in range(5, 8)])
+    with pytest.raises(IntegrityError, match="eventstream reset-readers` mends"):
+        number()
+
+    get_storage().reset_readers("default")
+    relay_now("default")
+
+    first = head() - 7
+    assert first > 1_000_000_000
+    following = [first + n for n in (5, 6, 7)]
+    assert targets["a"].ids("orders") == [1, 2, 3, 4, 5, *following]
+    assert [m.data for m in read("orders", first)] == [str(n) for n in range(1, 8)]
+    for position in range(9):
+        assert read("orders", position)[0].type == "stream-reset"
+
+
+def test_reset_gives_no_id_of_a_channel_that_began_again(targets: Targets) -> None:
+    """Its row was deleted while what it had given first was pruned: none was in the way."""
+    send(5)
+    Event.objects.filter(eid__lt=4).delete()
+    Channel.objects.all().delete()
+    send(2)
+    assert head() == 2
+
+    get_storage().reset_readers("default")
+    send(2)
+
+    first = head() - 7
+    given = Event.objects.order_by("eid").values_list("eid", flat=True)
+    assert [(eid or 0) - first for eid in given] == [1, 2, 4, 5, 6, 7]
+    assert targets["a"].ids("orders")[-2:] == [head() - 1, head()]
