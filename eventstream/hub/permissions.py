@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
@@ -50,6 +49,9 @@ class Permissions:
         self._kicks: dict[tuple[str, str], float] = {}
         self._checked_at = time.monotonic()
         self._asking: asyncio.Task[None] | None = None
+        # About whom there was no answer the last time, and when to ask about them again.
+        self._unknown: list[Subscriber] = []
+        self._ask_unknown_at = 0.0
 
     def receive_kick(self, channel: str, user_id: str) -> None:
         """Take a withdrawn permission: what follows it is not for the user any more."""
@@ -99,21 +101,25 @@ class Permissions:
 
     def tick(self, now: float, subscribers: Collection[Subscriber]) -> None:
         """Ask again if it is time to; forget old kicks."""
-        is_asking = self._asking is not None and not self._asking.done()
-        interval = conf.get_options().permission_interval
-        if now - self._checked_at >= interval and not is_asking:
-            self._checked_at = now
-            if asks_permissions() or any(
-                is_operator(s.reader.user_id) for s in subscribers
+        if self._asking is None or self._asking.done():
+            asked: Collection[Subscriber] = ()
+            if now - self._checked_at >= conf.get_options().permission_interval:
+                self._checked_at = now
+                asked = subscribers
+            elif now >= self._ask_unknown_at:
+                # Not all: there may be one about whom the channel manager always fails.
+                asked = self._unknown = [s for s in self._unknown if s.is_open]
+            if asked and (
+                asks_permissions() or any(is_operator(s.reader.user_id) for s in asked)
             ):
-                self._asking = self._spawn(self._check_in_turn(subscribers))
+                self._asking = self._spawn(self._check_in_turn(asked))
         for key, heard_at in list(self._kicks.items()):
             if now - heard_at > _KICK_MEMORY:
                 del self._kicks[key]
 
     async def _check_in_turn(self, subscribers: Collection[Subscriber]) -> None:
-        if await self._check(subscribers):
-            self._checked_at = -math.inf  # not in a minute: at the next tick
+        self._unknown = await self._check(subscribers)
+        self._ask_unknown_at = time.monotonic() + _LONGEST_DELAY  # not in a minute
 
     async def _check(self, subscribers: Collection[Subscriber]) -> list[Subscriber]:
         """Ask the channel manager again, and close the streams that it refuses.

@@ -633,6 +633,41 @@ async def test_permissions_are_asked_again_at_the_interval(
     assert json.loads(message.data)["condition"] == "forbidden"
 
 
+async def test_those_about_whom_nobody_answers_have_no_others_asked_about(
+    bus: BusTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(user_id: str, channels: tuple[str, ...]) -> str:
+        asked.append(user_id)
+        if user_id == "8":
+            raise LookupError("no such room")
+        return ""
+
+    monkeypatch.setattr("eventstream.hub.permissions.ask_permission", ask)
+    streams = [await Stream("members", user_id=n).open() for n in ("7", "8")]
+    hub = get_hub()
+    permissions, subscribers = hub._permissions, hub.channels.subscribers()
+    asked.clear()
+
+    async def tick(seconds: float) -> list[str]:
+        permissions.tick(time.monotonic() + seconds, subscribers)
+        if permissions._asking is not None:
+            await asyncio.wait([permissions._asking])
+        found = sorted(asked)
+        asked.clear()
+        return found
+
+    assert await tick(61) == ["7", "8"]
+    assert await tick(1) == []
+    assert await tick(6) == ["8"]
+    assert await tick(12) == ["8"]
+    assert await tick(123) == ["7", "8"]
+    for stream in streams:
+        await stream.close()
+    assert await tick(12) == []
+
+
 async def send_after_a_kick() -> None:
     """Have a kick of user 7 and an event after it in the log; nothing is published."""
 
