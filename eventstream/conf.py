@@ -60,7 +60,7 @@ SETTINGS = [
     Setting("STORAGE_CLASS", DEFAULT_STORAGE, "Dotted path of the class that keeps the log; None keeps none, and every channel is best-effort.", values.optional(values.subclass_of(DEFAULT_STORAGE))),
     Setting("CHANNELMANAGER_CLASS", DEFAULT_CHANNELMANAGER, "Dotted path of the class that says which channels a request asks for, may read, and are reliable.", values.subclass_of("eventstream.channelmanager.ChannelManagerBase")),
     Setting("AUTHORIZER_CLASS", None, "Dotted path of an authorizer of release 1.1: a class with can_read_channel(user, channel). Used where no channel manager is set.", values.optional(values.class_path)),
-    Setting("DISPATCHER", _dispatcher, "Dotted path of the class that wakes the relay on commit. Celery's where eventstream_tasks is installed, else inline.", values.class_path),
+    Setting("DISPATCHER", _dispatcher, "Dotted path of the class that wakes the relay on commit. Celery's where eventstream_tasks is installed, else inline.", values.subclass_of("eventstream.dispatch.Dispatcher")),
     Setting("DATABASES", ["default"], "Database aliases that have an outbox.", values.databases),
     Setting("REDIS", None, "URL, or dict of redis-py's arguments, of the Redis or Valkey that is the bus between the relay and the web processes that hold streams themselves. With Sentinel the dict has sentinels, a list of (host, port), and service_name.", values.redis_server),
     Setting("REDIS_PREFIX", "eventstream:", "Prefix of the names used there, so that several projects can share one server. Those with the same prefix need a number of its databases each.", values.text),
@@ -222,15 +222,18 @@ def grip_proxies() -> list[dict[str, Any]]:
     to `settings.GRIP_PROXIES` itself.
 
     Raises:
-        ImproperlyConfigured: GRIP_URL or GRIP_PROXIES has a value that it cannot have.
+        ImproperlyConfigured: GRIP_URL, GRIP_PROXIES or GRIP_VERIFY_KEY has a value that it
+            cannot have.
     """
     from gripcontrol import parse_grip_uri  # noqa: PLC0415  imports requests: slow
 
     listed = getattr(settings, "GRIP_PROXIES", None) or []
     url = getattr(settings, "GRIP_URL", None)
+    verify_key = getattr(settings, "GRIP_VERIFY_KEY", None)
     for name, problem in (
         ("GRIP_PROXIES", values.grip_proxies(listed)),
         ("GRIP_URL", values.http_url(url) if url else None),
+        ("GRIP_VERIFY_KEY", values.optional(values.key)(verify_key)),
     ):
         if problem is not None:
             raise ImproperlyConfigured(f"{name} {problem}.")

@@ -119,14 +119,19 @@ def redis_server(value: object) -> str | None:
         arguments = {"url": value}
     else:
         return problem
-    if not _has_port(str(arguments.get("url", ""))):
+    url = arguments.get("url") or ""
+    if not isinstance(url, str):
+        return problem
+    if not _has_port(url):
         # Not in redis-py's words: they quote what may be a part of the password.
         return "has no number as its port; in a password, write / as %2F and # as %23"
     try:
-        connect(arguments, timeout=1).connection_pool.make_connection()
+        pool = connect(arguments, timeout=1).connection_pool
+        pool.make_connection()
     except (KeyError, TypeError, ValueError, redis.RedisError) as error:
         return f"is refused by redis-py: {type(error).__name__}: {error}"
-    return None
+    number = str(pool.connection_kwargs.get("db") or 0)
+    return None if number.isdecimal() else "has no number as its db"
 
 
 def _has_port(url: str) -> bool:
@@ -179,7 +184,16 @@ def grip_proxies(value: object) -> str | None:
         uri_problem = http_url(proxy["control_uri"])
         if uri_problem is not None:
             return f"has a control_uri in its entry {number} that {uri_problem}"
+        for name in ("key", "verify_key"):
+            key_problem = optional(key)(proxy.get(name))
+            if key_problem is not None:
+                return f"has a {name} in its entry {number} that {key_problem}"
     return None
+
+
+def key(value: object) -> str | None:
+    """Check what signs. Says nothing of the value."""
+    return None if isinstance(value, str | bytes) else "must be a string or bytes"
 
 
 def subclass_of(base: str) -> Check:
