@@ -12,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 SHORTEST_GRIP_KEY = 32
 """Characters, of which fewer could be guessed by who publishes to a proxy in our place."""
+_ESCAPED = "in a password, write / as %2F, # as %23 and ? as %3F"
 # Without IMMEDIATE, two writers end in "database is locked" within seconds.
 SQLITE_OPTIONS = {
     "transaction_mode": "IMMEDIATE",
@@ -79,9 +80,16 @@ def parse_database_url(url: str, *, base: Path) -> dict[str, Any]:
         base: Folder of relative SQLite files, which is created.
 
     Raises:
-        ImproperlyConfigured: Another scheme, or no database name.
+        ImproperlyConfigured: Another scheme, no database name, or it cannot be read.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        # Not in Python's words: they quote what may be a part of the password.
+        raise ImproperlyConfigured(
+            f"DATABASE_URL has no number as its port; {_ESCAPED}."
+        ) from None
     name = unquote(parts.path.removeprefix("/"))
     if not name:
         raise ImproperlyConfigured("DATABASE_URL names no database.")
@@ -92,7 +100,7 @@ def parse_database_url(url: str, *, base: Path) -> dict[str, Any]:
             "USER": unquote(parts.username or ""),
             "PASSWORD": unquote(parts.password or ""),
             "HOST": unquote(parts.hostname or ""),
-            "PORT": str(parts.port or ""),
+            "PORT": str(port or ""),
             "OPTIONS": {**POSTGRESQL_OPTIONS, **dict(parse_qsl(parts.query))},
         }
     if parts.scheme == "sqlite":
@@ -127,13 +135,18 @@ def parse_redis(url: str, sentinels: list[str], master: str) -> Redis:
     """Return how Redis is reached, directly or by asking Sentinels where it is.
 
     Raises:
-        ImproperlyConfigured: A Sentinel is not given as host:port.
+        ImproperlyConfigured: A Sentinel is not given as host:port, or the URL's path, with
+            Sentinels, is not a number.
     """
     if not sentinels:
         return Redis(url or None, url or "redis://127.0.0.1:6379/0", {})
     parts = urlsplit(url)
     password = unquote(parts.password or "")
-    number = int(parts.path.strip("/") or 0)
+    number = parts.path.strip("/") or "0"
+    if not number.isdecimal():
+        raise ImproperlyConfigured(
+            f"REDIS_URL must end with the number of a database, such as /0; {_ESCAPED}."
+        )
     addresses = []
     for sentinel in sentinels:
         host, _, port = sentinel.rpartition(":")
@@ -142,7 +155,11 @@ def parse_redis(url: str, sentinels: list[str], master: str) -> Redis:
                 f"REDIS_SENTINELS has {sentinel!r}; give each as host:port."
             )
         addresses.append((host, int(port)))
-    bus: dict[str, Any] = {"sentinels": addresses, "service_name": master, "db": number}
+    bus: dict[str, Any] = {
+        "sentinels": addresses,
+        "service_name": master,
+        "db": int(number),
+    }
     if password:
         bus["password"] = password
     login = f":{quote(password, safe='')}@" if password else ""

@@ -45,6 +45,25 @@ def load(names: str = "DEBUG", **env: str) -> subprocess.CompletedProcess[str]:
         ({"DRAIN_SECONDS": "2s"}, "DRAIN_SECONDS='2s': set it to a whole number"),
         ({"TRUSTED_PROXIES": "-1"}, "TRUSTED_PROXIES='-1': set it to a whole number"),
         ({"DEBUG": "perhaps"}, "DEBUG='perhaps': set it to 1 or 0"),
+        (
+            {"DATABASE_URL": "postgres://es:hidden/part@localhost/es"},
+            "DATABASE_URL has no number as its port; in a password, write / as %2F",
+        ),
+        (
+            {"DATABASE_URL": "postgres://es:[hidden]@localhost/es"},
+            "DATABASE_URL has no number as its port",
+        ),
+        (
+            {"DATABASE_URL": "postgres://es:hidden#part@localhost/es"},
+            "DATABASE_URL has no number as its port",
+        ),
+        (
+            {
+                "REDIS_URL": "redis://:hidden/part@localhost/0",
+                "REDIS_SENTINELS": "localhost:26379",
+            },
+            "REDIS_URL must end with the number of a database",
+        ),
     ],
 )
 def test_insecure_start_is_refused_with_what_to_do(
@@ -54,6 +73,7 @@ def test_insecure_start_is_refused_with_what_to_do(
 
     assert done.returncode != 0
     assert text in done.stderr.splitlines()[-1]
+    assert "hidden" not in done.stderr
 
 
 def test_metrics_are_shown_only_where_they_are_asked_for() -> None:
