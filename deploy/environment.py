@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
+from gripcontrol import parse_grip_uri
 
 SHORTEST_GRIP_KEY = 32
 """Characters, of which fewer could be guessed by who publishes to a proxy in our place."""
@@ -169,6 +170,21 @@ def parse_redis(url: str, sentinels: list[str], master: str) -> Redis:
     return Redis(bus, broker, {"master_name": master})
 
 
+def parse_grip(url: str) -> dict[str, Any]:
+    """Return the entry of GRIP_PROXIES for a URL.
+
+    Raises:
+        ImproperlyConfigured: Its key is not what it says.
+    """
+    try:
+        proxy: dict[str, Any] = parse_grip_uri(url)
+    except ValueError:
+        raise ImproperlyConfigured(
+            "GRIP_URL has a key that is not base64, as it says."
+        ) from None
+    return proxy
+
+
 def refuse_insecure(secret: str, hosts: list[str], grip_urls: list[str]) -> None:
     """Stop a process that would serve strangers with a guessable key.
 
@@ -186,8 +202,9 @@ def refuse_insecure(secret: str, hosts: list[str], grip_urls: list[str]) -> None
     for url in grip_urls:
         key = parse_qs(urlsplit(url).query).get("key", [""])[0]
         if len(key) < SHORTEST_GRIP_KEY:
+            host = urlsplit(url).netloc.rpartition("@")[2]
             problems.append(
-                f"GRIP_URL of {urlsplit(url).netloc} must have ?key=, {SHORTEST_GRIP_KEY} "
+                f"GRIP_URL of {host} must have ?key=, {SHORTEST_GRIP_KEY} "
                 "random characters or more (or GRIP_VERIFY=0, where nobody but the proxy "
                 "can reach this process)"
             )

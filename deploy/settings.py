@@ -43,13 +43,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gripcontrol import parse_grip_uri
-
 from deploy.environment import (
     get_bool,
     get_int,
     get_list,
     parse_database_url,
+    parse_grip,
     parse_redis,
     refuse_insecure,
 )
@@ -181,7 +180,7 @@ EVENTSTREAM_TRUSTED_PROXIES = get_int("TRUSTED_PROXIES")
 if not GRIP_VERIFY:
     # django-grip verifies with any key it finds.
     GRIP_URLS = [url.partition("?")[0] for url in GRIP_URLS]
-GRIP_PROXIES = [parse_grip_uri(url) for url in GRIP_URLS]
+GRIP_PROXIES = [parse_grip(url) for url in GRIP_URLS]
 EVENTSTREAM_PROXY_METRICS = {
     proxy["control_uri"]: address
     for proxy, address in zip(
