@@ -233,7 +233,7 @@ def grip_proxies() -> list[dict[str, Any]]:
     for name, problem in (
         ("GRIP_PROXIES", values.grip_proxies(listed)),
         ("GRIP_URL", values.http_url(url) if url else None),
-        ("GRIP_VERIFY_KEY", values.optional(values.key)(verify_key)),
+        ("GRIP_VERIFY_KEY", values.key(verify_key) if verify_key else None),
     ):
         if problem is not None:
             raise ImproperlyConfigured(f"{name} {problem}.")

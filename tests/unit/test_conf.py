@@ -291,9 +291,14 @@ KEY = "key-that-nobody-is-shown"
         (
             "PROXIES",
             [{"control_uri": "http://127.0.0.1:5561", "key": 5}],
-            "has a key in its entry 0 that must be a string or bytes",
+            "has a key in its entry 0 that must be a string, or bytes",
         ),
-        ("VERIFY_KEY", 5, "must be a string or bytes"),
+        (
+            "PROXIES",
+            [{"control_uri": "http://127.0.0.1:5561", "key": KEY, "verify_key": None}],
+            "leave it out if there is none",
+        ),
+        ("VERIFY_KEY", 5, "must be a string, or bytes"),
         ("URL", 5, "must be a URL such as 'http://127.0.0.1:5561'"),
         ("URL", f"127.0.0.1:5561/?key={KEY}", "must be a URL such as"),
         ("URL", f"http://127.0.0.1:port/?key={KEY}", "must be a URL such as"),
