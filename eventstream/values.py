@@ -122,7 +122,7 @@ def redis_server(value: object) -> str | None:
     url = arguments.get("url") or ""
     if not isinstance(url, str):
         return problem
-    if not _has_port(url):
+    if not has_port(url):
         # Not in redis-py's words: they quote what may be a part of the password.
         return "has no number as its port; in a password, write / as %2F and # as %23"
     try:
@@ -134,7 +134,7 @@ def redis_server(value: object) -> str | None:
     return None if number.isdecimal() else "has no number as its db"
 
 
-def _has_port(url: str) -> bool:
+def has_port(url: str) -> bool:
     """Say whether the port of a URL, if it has one, is a number."""
     try:
         _ = urlsplit(url).port
@@ -162,7 +162,7 @@ def http_url(value: object) -> str | None:
     # A second one would become a part of the first one's key.
     if value.split() != [value]:
         return "must be one URL such as 'http://127.0.0.1:5561', without spaces"
-    if not _has_port(value):
+    if not has_port(value):
         return problem
     parts = urlsplit(value)
     return None if parts.scheme in ("http", "https") and parts.hostname else problem

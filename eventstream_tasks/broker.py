@@ -25,6 +25,7 @@ from eventstream import conf as core_conf
 from eventstream import instruments
 from eventstream.dispatch import DispatchStatus
 from eventstream.redisclients import connect
+from eventstream.values import has_port
 from eventstream_tasks import conf
 
 logger = logging.getLogger(__name__)
@@ -125,8 +126,20 @@ circuit = Circuit()
 connections = Connections()
 
 
-def _broker_url() -> str:
-    return str(current_app.conf.broker_write_url or current_app.conf.broker_url)
+def _broker_url(app: Any = current_app) -> str:
+    """Return where an app's broker is; several with semicolons between them.
+
+    Raises:
+        BrokerError: It cannot be read.
+    """
+    url = str(app.conf.broker_write_url or app.conf.broker_url)
+    if not all(has_port(each) for each in url.split(";")):
+        # Not in the words of others: they quote what may be a part of the password.
+        raise BrokerError(
+            "CELERY_BROKER_URL has no number as its port; in a password, write / as %2F "
+            "and # as %23"
+        )
+    return url
 
 
 def _netloc(url: object) -> str:
@@ -153,7 +166,12 @@ def _broker_arguments() -> dict[str, Any] | None:
 
 
 def connect_broker(app: Any, timeout: float) -> Any:
-    """Return a connection to the broker that gives up after so many seconds, once."""
+    """Return a connection to the broker that gives up after so many seconds, once.
+
+    Raises:
+        BrokerError: Its URL cannot be read.
+    """
+    _broker_url(app)
     connection = app.connection_for_write(connect_timeout=timeout)
     connection.transport_options = {
         **connection.transport_options,

@@ -10,10 +10,12 @@ from celery import current_app
 from django.db.models.functions import Now
 from pytest_django import Settings
 
-from eventstream import jobs
+from eventstream import jobs, send_event
 from eventstream.dispatch import DispatchStatus
 from eventstream.models import Job
 from eventstream.status import get_status
+from eventstream_tasks import broker, waking
+from eventstream_tasks.dispatch import flush
 from tests.integration.test_console import run
 from tests.support.valkey import Valkey
 
@@ -48,7 +50,7 @@ def ask() -> DispatchStatus:
     ("url", "error"),
     [
         ("reddis://127.0.0.1/0", "KeyError: 'No such transport: reddis"),
-        ("redis://127.0.0.1:six/0", "ValueError: Port could not be cast"),
+        ("redis://127.0.0.1:six/0", "OperationalError: CELERY_BROKER_URL has no"),
         ("sentinel://127.0.0.1:1", "ValueError: 'master_name'"),
     ],
 )
@@ -62,6 +64,33 @@ def test_broker_that_cannot_be_is_told(
     assert first.subject == "broker"
     assert f"takes no tasks: {error}" in first.text
     assert "mend CELERY_BROKER_URL" in first.hint
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hidden/part@127.0.0.1:1/0",
+        "amqp://user:hidden#part@127.0.0.1:1//",
+        "sentinel://:a@127.0.0.1:1;sentinel://:hidden/part@127.0.0.1:2",
+    ],
+)
+def test_password_of_a_broker_is_not_shown(
+    use: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    url: str,
+) -> None:
+    monkeypatch.setattr(broker, "circuit", broker.Circuit())
+    monkeypatch.setattr(waking, "_wakers", {})  # a thread that has no connection yet
+    use(url)
+
+    (first, *_) = get_status(ask=True).findings
+    send_event("orders", "message", 1)
+    assert flush(10)
+
+    assert "in a password, write / as %2F" in first.text
+    assert "in a password, write / as %2F" in caplog.text
+    assert "hidden" not in first.text + caplog.text
 
 
 def test_broker_that_refuses_is_not_said_to_be_mute(use: Callable[[str], None]) -> None:
