@@ -126,14 +126,21 @@ circuit = Circuit()
 connections = Connections()
 
 
+_WITH_ONE_HOST = ("redis", "sentinel", "amqp", "pyamqp", "librabbitmq")
+"""Of whose URLs the beginning is so: others may name several, a port each."""
+
+
 def _broker_url(app: Any = current_app) -> str:
     """Return where an app's broker is; several with semicolons between them.
 
     Raises:
         BrokerError: It cannot be read.
     """
-    url = str(app.conf.broker_write_url or app.conf.broker_url)
-    if not all(has_port(each) for each in url.split(";")):
+    found = app.conf.broker_write_url or app.conf.broker_url
+    url = found if isinstance(found, str) else ";".join(found or ())
+    if not all(
+        has_port(each) for each in url.split(";") if each.startswith(_WITH_ONE_HOST)
+    ):
         # Not in the words of others: they quote what may be a part of the password.
         raise BrokerError(
             "CELERY_BROKER_URL has no number as its port; in a password, write / as %2F "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from celery import current_app
+from celery import Celery, current_app
 from django.db.models.functions import Now
 from pytest_django import Settings
 
@@ -91,6 +92,19 @@ def test_password_of_a_broker_is_not_shown(
     assert "in a password, write / as %2F" in first.text
     assert "in a password, write / as %2F" in caplog.text
     assert "hidden" not in first.text + caplog.text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        ["redis://127.0.0.1:1"],
+        "mongodb://user:password@127.0.0.1:1,127.0.0.1:2/db",
+        "redis://127.0.0.1:1/0;redis://127.0.0.1:2/0",
+    ],
+)
+def test_address_of_a_broker_may_be_a_list(url: Any) -> None:
+    with Celery(broker=url, set_as_current=False) as app:
+        assert "127.0.0.1:1" in broker._broker_url(app)
 
 
 def test_broker_that_refuses_is_not_said_to_be_mute(use: Callable[[str], None]) -> None:
