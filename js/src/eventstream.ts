@@ -43,7 +43,8 @@ export interface EventStreamOptions {
 
 export interface EventStreamEventMap {
   open: Event;
-  error: Event;
+  /** With `error`: what a function for headers or a token has thrown. */
+  error: Event & { readonly error?: unknown };
   message: MessageEvent<string>;
   "keep-alive": MessageEvent<string>;
   "stream-open": MessageEvent<string>;
@@ -115,7 +116,7 @@ export class EventStream extends EventTarget {
         receive: (events) => this.#receive(events),
         onStatus: (status) => (this.#share ? this.#share.onLinkStatus(status) : this.#setStatus(status)),
         onOpen: () => this.#onOpen(),
-        onError: () => this.#onError(),
+        onError: (end) => this.#onError(end),
         onRefused: (end) => this.#onRefused(end),
         onDone: () => this.close(),
       },
@@ -386,9 +387,11 @@ export class EventStream extends EventTarget {
     this.#dispatch(new Event("open"));
   }
 
-  #onError(): void {
+  #onError({ error }: End): void {
     this.#state = CONNECTING;
-    this.#dispatch(new Event("error"));
+    // Also where nobody listens: a mistake in such a function would look like a server that is away.
+    if (error !== undefined) console.error(error);
+    this.#dispatch(Object.assign(new Event("error"), { error }));
   }
 
   /** As the server's own stream-error would say it, so that pages need to listen to one. */

@@ -19,7 +19,7 @@ export interface LinkHost {
   onStatus(status: Status): void;
   onOpen(): void;
   /** The connection was lost, or an attempt failed; there will be another. */
-  onError(): void;
+  onError(end: End): void;
   /** The server has refused; the link has stopped. */
   onRefused(end: End): void;
   /** The server has answered 204; the link has stopped. */
@@ -270,7 +270,7 @@ export class Link {
     this.#attempt += 1;
     this.#retryTimer = setTimeout(() => this.#connect(), Math.min(wait, DAY));
     this.#setStatus(hasWorked && onLine !== false ? "connecting" : "offline");
-    if (this.#isStarted) this.#host.onError();
+    if (this.#isStarted) this.#host.onError(end);
   }
 
   /** Runs handlers of the page, which may stop the link or start it anew: comes last. */

@@ -18,6 +18,8 @@ export interface End {
   wait: number;
   /** The data of the stream-error that a refusal is told as. */
   data?: string;
+  /** What a function of the page's for headers or a token has thrown. */
+  error?: unknown;
 }
 
 export interface Sink {
@@ -84,7 +86,12 @@ export function openFetch(
   async function run(): Promise<void> {
     await null; // the page's functions may close what is being opened, so it has to be there
     if (abort.signal.aborted) return;
-    const headers = new Headers(await options.headers());
+    let headers: Headers;
+    try {
+      headers = new Headers(await options.headers());
+    } catch (error) {
+      return end({ kind: "lost", status: 0, wait: 0, error });
+    }
     headers.set("Accept", "text/event-stream");
     if (abort.signal.aborted) return;
     const response = await fetch(url, {
@@ -123,7 +130,7 @@ export function openFetch(
     }
   }
 
-  // Network errors, and whatever a function of the page's for headers throws.
+  // Network errors.
   run().catch(() => end({ kind: "lost", status: 0, wait: 0 }));
   return { listen: () => undefined, close: () => abort.abort() };
 }

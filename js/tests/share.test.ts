@@ -367,6 +367,7 @@ test("a leader that has no token any more lets another lead", async (t) => {
   const server = await Server.start(t, (response) => open(response, opening("c:0")));
   const share = `token${process.pid}`;
   let isLoggedIn = true;
+  t.mock.method(console, "error", () => undefined);
   const token = (): string => {
     if (isLoggedIn) return "t";
     throw new Error("This page's CSRF token is old");

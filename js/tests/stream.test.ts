@@ -677,20 +677,33 @@ test("a token that has expired is replaced, and the page need not know", async (
   assert.ok(!types.includes("stream-error"));
 });
 
-test("a token function that fails is asked again later", async (t) => {
-  const server = await Server.start(t, (response) => open(response, event(1)));
-  let number = 0;
-  const { stream, data, types } = new Recorder(t, server.url, {
-    token: () => {
-      if ((number += 1) === 1) throw new Error("no network");
-      return "t";
-    },
-  });
-  await until(() => types.includes("error"), "the failure");
-  stream.reconnect();
+const FAILURES: Record<string, (failure: Error) => Promise<string>> = {
+  throws: (failure) => {
+    throw failure;
+  },
+  rejects: (failure) => Promise.reject(failure),
+};
+for (const [name, fail] of Object.entries(FAILURES)) {
+  test(`a token function that ${name} is asked again later, and the page hears why`, async (t) => {
+    const server = await Server.start(t, (response) => open(response, event(1)));
+    const failure = new TypeError("response.jsn is not a function");
+    let number = 0;
+    const log = t.mock.method(console, "error", () => undefined);
+    const errors: unknown[] = [];
+    const { stream, data } = new Recorder(t, server.url, { token: () => ((number += 1) === 1 ? fail(failure) : "t") });
+    stream.addEventListener("error", ({ error }) => errors.push(error));
+    await until(() => errors.length, "the failure");
+    assert.equal(stream.status, "offline");
+    stream.reconnect();
 
-  await until(() => data.length, "the event");
-});
+    await until(() => data.length, "the event");
+    server.cut();
+    await until(() => errors.length === 2, "the connection is lost");
+
+    assert.deepEqual(errors, [failure, undefined]);
+    assert.deepEqual(log.mock.calls.map(({ arguments: [first] }) => first), [failure]);
+  });
+}
 
 test("by an EventSource: the same, but for what it cannot see", async (t) => {
   const live = "event: message\ndata: live\n\n";
