@@ -234,6 +234,7 @@ export class EventStream extends EventTarget {
     if (this.#current === "closed") return;
     this.#pause();
     this.#start();
+    this.#share?.wake("visible"); // the tab that leads may be waiting
   }
 
   #start(): void {

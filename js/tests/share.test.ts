@@ -363,6 +363,26 @@ test("a tab that becomes visible does not wait out the leader's backoff", async 
   assert.equal(server.responses.size, 1);
 });
 
+test("a tab that a page reconnects does not wait out the leader's backoff", async (t) => {
+  let isUp = true;
+  const server = await Server.start(t, (response) => {
+    if (isUp) open(response, `retry: 60000\n\n${opening("c:0")}`);
+    else response.writeHead(503).end();
+  });
+  const tabs = [1, 2].map(() => new Recorder(t, server.url, { share: `again${process.pid}`, lastEventId: "c:0" }));
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+  isUp = false;
+  server.cut();
+  await until(() => tabs.every(({ stream }) => stream.status === "connecting"), "the connection is lost");
+  await sleep(1_000); // the least between two attempts
+  isUp = true;
+
+  tabs[1]!.stream.reconnect();
+
+  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live again", 2_000);
+  assert.equal(server.responses.size, 1);
+});
+
 test("a leader that has no token any more lets another lead", async (t) => {
   const server = await Server.start(t, (response) => open(response, opening("c:0")));
   const share = `token${process.pid}`;
