@@ -77,6 +77,10 @@ export function openFetch(
   options: { withCredentials: boolean; headers: HeadersSource },
 ): Connection {
   const abort = new AbortController();
+  const address = new URL(url);
+  // fetch takes no such URL, and a page at https://name:password@… makes one of each path. The
+  // browser knows the page's own, and sends them.
+  address.username = address.password = "";
   const end = (how: End): void => {
     if (abort.signal.aborted) return;
     abort.abort();
@@ -94,7 +98,7 @@ export function openFetch(
     }
     headers.set("Accept", "text/event-stream");
     if (abort.signal.aborted) return;
-    const response = await fetch(url, {
+    const response = await fetch(address, {
       headers,
       cache: "no-store",
       credentials: options.withCredentials ? "include" : "same-origin",

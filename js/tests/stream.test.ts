@@ -134,6 +134,13 @@ test("a place that JavaScript cannot count to is sent back as it came", async (t
   assert.equal(stream.lastEventId, "a:9223372036854775807,b:5");
 });
 
+test("a name and password in the URL, as of a page that was opened with them, are no hindrance", async (t) => {
+  const server = await Server.start(t, (response) => open(response, event(1)));
+  const { data } = new Recorder(t, server.url.replace("//", "//anna:secret@"));
+
+  await until(() => data.length, "the event");
+});
+
 test("ids of types that nobody listens to count", async (t) => {
   const server = await Server.start(t, (response) => open(response, event(1, "x", "other")));
   const { stream } = new Recorder(t, server.url);
