@@ -154,6 +154,18 @@ def test_pages_are_accessible_and_run_under_a_strict_policy(
         page.context.close()
 
 
+def test_overview_works_on_a_page_that_was_opened_with_a_password_in_its_address(
+    office: Office, browser: Browser
+) -> None:
+    page = office.open(browser, "landing")
+    page.route("**/stream/*", lambda route: route.abort())  # so that it asks
+    page.goto(office.url("overview").replace("//", "//anna:secret@"))
+
+    page.wait_for_selector("[data-es-drawn]")
+    page.wait_for_selector("html[data-es-live]")
+    page.context.close()
+
+
 def test_overview_is_accessible_before_its_points_are_there(
     office: Office, browser: Browser
 ) -> None:

@@ -104,7 +104,8 @@
   async function refresh() {
     const hours = chosen();
     try {
-      const response = await fetch(`${section.dataset.esSeries}?hours=${hours}`, {
+      // By the location, which has no password, if the page was opened with one: fetch takes none.
+      const response = await fetch(new URL(`${section.dataset.esSeries}?hours=${hours}`, location), {
         signal: AbortSignal.timeout(REFRESH_MS),
       });
       if (!response.ok || response.redirected) throw new Error(response.statusText);

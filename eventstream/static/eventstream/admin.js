@@ -54,7 +54,8 @@
       if (isAsking || Date.now() - heardAt < (source.readyState === EventSource.OPEN ? SILENT_MS : POLL_MS)) return;
       isAsking = true;
       try {
-        const response = await fetch(panel.dataset.esStatus, {
+        // By the location, which has no password, if the page was opened with one: fetch takes none.
+        const response = await fetch(new URL(panel.dataset.esStatus, location), {
           headers: { Accept: "application/json" },
           signal: AbortSignal.timeout(SILENT_MS),
         });
