@@ -2,6 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 ARGS ?=
+# Tests start hundreds of processes, of which each would compile the sources again.
+export PYTHONDONTWRITEBYTECODE :=
 # Two files of tests at a time: most of a test is waiting for what it has started.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 BEHIND_PUSHPIN := $(patsubst %,tests/acceptance/test_%.py,streams clients beginnings proxy_readers access cross_origin faults postgres console browser) tests/proof/test_process_deaths.py
