@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,7 @@ class Stack:
         is_migrated: bool = False,
     ) -> None:
         self._exits = ExitStack()
+        self._started: list[Process] = []
         try:
             self._build(database_url, with_pushpin, with_valkey, env or {})
             if not is_migrated:
@@ -123,15 +125,11 @@ class Stack:
             extra: More of uvicorn's options.
         """
         port = port or self.web_port
-        process = self._exits.enter_context(
-            python(
-                "-m", "uvicorn", "tests.asgi:application", "--port", str(port),
-                "--timeout-graceful-shutdown", str(limit), "--log-level", "warning",
-                *extra, env=self.env,
-            )
+        self.web = process = self._launch(
+            "uvicorn", "tests.asgi:application", "--port", str(port),
+            "--timeout-graceful-shutdown", str(limit), "--log-level", "warning", *extra,
         )  # fmt: skip
         process.wait_until(lambda: is_listening(port), "uvicorn listens")
-        self.web = process
         return process
 
     def kill_and_restart_holders(self) -> None:
@@ -145,23 +143,25 @@ class Stack:
 
     def start_worker(self, options: Sequence[str] = WORKER) -> Process:
         """Start a Celery worker and wait until it takes tasks."""
-        process = self._exits.enter_context(
-            python("-m", "celery", "-A", "tests", "worker", *options, env=self.env)
+        self.worker = process = self._launch(
+            "celery", "-A", "tests", "worker", *options
         )
         process.wait_until(lambda: "ready." in process.output(), "the worker is ready")
-        self.worker = process
         return process
 
     def start_beat(self) -> Process:
         """Start Celery beat."""
-        process = self._exits.enter_context(
-            python(
-                "-m", "celery", "-A", "tests", "beat", "-l", "INFO", "--pidfile=",
-                env=self.env,
-            )
-        )  # fmt: skip
+        self.beat = process = self._launch(
+            "celery", "-A", "tests", "beat", "-l", "INFO", "--pidfile="
+        )
         process.wait_until(lambda: "beat: Starting" in process.output(), "beat runs")
-        self.beat = process
+        return process
+
+    def _launch(self, module: str, *arguments: str) -> Process:
+        process = self._exits.enter_context(
+            python("-m", module, *arguments, env=self.env)
+        )
+        self._started.append(process)
         return process
 
     # --- the application
@@ -195,7 +195,10 @@ class Stack:
         return cookie.partition(";")[0]
 
     def close(self) -> None:
-        """Stop everything, the last started first."""
+        """End everything, the last started first; our own processes at once."""
+        for process in self._started:
+            if process.is_running:
+                process.send_signal(signal.SIGKILL)
         self._exits.close()
 
 
