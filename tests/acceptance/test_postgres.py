@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.postgres import Postgres, postgres
 from tests.support.sse import Crowd
-from tests.support.stack import Stack, running
+from tests.support.stack import Stack, migrated_database, running
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -27,9 +27,9 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture(params=["direct", "pushpin", "direct-pooled", "pushpin-pooled"])
 def stack(server: Postgres, request: pytest.FixtureRequest) -> Iterator[Stack]:
     holder, _, pooled = request.param.partition("-")
-    url = server.create_database(f"streams_{holder}_{uuid.uuid4().hex[:8]}")
+    url = migrated_database(server, f"streams_{holder}_{uuid.uuid4().hex[:8]}")
     with running(
-        database_url=url, with_pushpin=holder == "pushpin", beat=True,
+        database_url=url, is_migrated=True, with_pushpin=holder == "pushpin", beat=True,
         env={"ES_POOL": str(POOL_SIZE)} if pooled else None,
     ) as stack:  # fmt: skip
         yield stack
@@ -98,8 +98,8 @@ def test_statements_stay_prepared_only_where_the_project_allows_it(
     server: Postgres, options: str, *, has_kept: bool
 ) -> None:
     """They break behind a pooler that hands connections on."""
-    url = server.create_database(f"prepared_{uuid.uuid4().hex[:8]}")
-    stack = Stack(database_url=url, env={"ES_DB_OPTIONS": options})
+    url = migrated_database(server, f"prepared_{uuid.uuid4().hex[:8]}")
+    stack = Stack(database_url=url, is_migrated=True, env={"ES_DB_OPTIONS": options})
     try:
         kept_count, lease_count = map(int, stack.run(PUBLISH).split())
     finally:
@@ -113,9 +113,11 @@ def test_statements_stay_prepared_only_where_the_project_allows_it(
 async def test_proxy_holds_its_streams_while_the_database_is_away(
     server: Postgres,
 ) -> None:
-    url = server.create_database("away")
+    url = migrated_database(server, "away")
     env = {"ES_LINK_TIMEOUT": "1"}
-    with running(database_url=url, with_pushpin=True, beat=True, env=env) as stack:
+    with running(
+        database_url=url, is_migrated=True, with_pushpin=True, beat=True, env=env
+    ) as stack:
         crowd = Crowd(stack.url, [f"room-{n}" for n in range(10)])
         await crowd.start()
         try:

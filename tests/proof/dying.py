@@ -1,6 +1,7 @@
-"""`python -m tests.proof.dying POINT`: do one piece of work, and die at a named point of it.
+"""`python -m tests.proof.dying WORK POINT`: do one piece of work, and die at a named point of it.
 
 By SIGKILL: nothing is cleaned up, no transaction is ended, no connection is closed.
+Without arguments, do each that comes by standard input, in a process of its own.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
+import json
 import os
 import signal
 import sys
@@ -136,23 +138,18 @@ def die_where_told() -> None:
         die_at(point)
 
 
-def main() -> None:
+def do(work: str, name: str, *rest: str) -> None:
     """Do the work, in the database of the environment."""
-    django.setup()
     from django.conf import settings
-
-    from tests import celery  # noqa: F401  makes it the current app
-
-    work, name, *rest = sys.argv[1:]
-    if work != "wake":
-        settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
-    settings.EVENTSTREAM_BATCH_SIZE = 3
-    settings.EVENTSTREAM_LEASE_SECONDS = 1.0
     from django.db import transaction
 
     from eventstream import EventSpec, jobs, pruning, send_events
     from eventstream.relay import relay_all
 
+    if work != "wake":
+        settings.EVENTSTREAM_DISPATCHER = "tests.support.targets.IdleDispatcher"
+    settings.EVENTSTREAM_BATCH_SIZE = 3
+    settings.EVENTSTREAM_LEASE_SECONDS = 1.0
     if name:
         die_at(POINTS[name])
     if work in ("send", "wake"):
@@ -173,6 +170,32 @@ def main() -> None:
     elif work == "sweep":
         jobs.SWEEP_LEASE = 1.0
         print(jobs.republish("default"))
+
+
+def serve() -> None:
+    """Do what each line of the input says, a JSON array; write what it printed, and how it ended.
+
+    In a child that has everything imported, which takes far longer than the work.
+    """
+    for line in iter(sys.stdin.readline, ""):
+        if os.fork() == 0:
+            do(*json.loads(line))
+            return
+        _, status = os.wait()
+        print("exit code", os.waitstatus_to_exitcode(status), flush=True)
+
+
+def main() -> None:
+    django.setup()
+    from tests import celery  # noqa: F401  makes it the current app
+
+    if sys.argv[1:]:
+        do(*sys.argv[1:])
+    else:
+        # What `do` imports: before the fork.
+        from eventstream import jobs, pruning, relay  # noqa: F401
+
+        serve()
 
 
 if __name__ == "__main__":

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.proof.dying import POINTS
 from tests.support.grip_endpoint import GripEndpoint
 from tests.support.postgres import postgres
-from tests.support.processes import python, wait_for
-from tests.support.stack import Stack
+from tests.support.processes import ROOT, wait_for
+from tests.support.stack import Stack, migrated_database
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -26,14 +31,46 @@ REPAIRED_WITHIN = 30.0
 """Seconds: the lease, 15 by default and 1 here, and one interval of the sweep, 10."""
 
 
+class Mortals(Stack):
+    """An installation without servers, whose processes do one piece of work each."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(with_valkey=False, **arguments)
+        self._forks: subprocess.Popen[str] | None = None
+
+    def work(self, what: str, point: str, *texts: str) -> tuple[int, str]:
+        """Do a piece of work in a process of its own; return its exit code and output."""
+        if self._forks is None:
+            self._forks = subprocess.Popen(
+                [sys.executable, "-m", "tests.proof.dying"], cwd=ROOT, text=True,
+                env={**os.environ, **self.env}, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        assert self._forks.stdin
+        assert self._forks.stdout
+        self._forks.stdin.write(json.dumps([what, point, *texts]) + "\n")
+        self._forks.stdin.flush()
+        output = ""
+        for line in self._forks.stdout:
+            if line.startswith("exit code "):
+                return int(line.split()[-1]), output
+            output += line
+        raise AssertionError(f"no more work can be done:\n{output}")
+
+    def close(self) -> None:
+        if self._forks is not None:
+            self._forks.communicate()
+        super().close()
+
+
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest) -> Iterator[Iterator[str | None]]:
-    """A supply of empty databases; None is a new SQLite file."""
+    """A supply of migrated databases; None is a new SQLite file."""
     if request.param == "sqlite":
         yield iter(lambda: None, "")
         return
     with postgres() as server:
-        yield (server.create_database(f"death_{n}") for n in range(1000))
+        yield (migrated_database(server, f"death_{n}") for n in range(1000))
 
 
 @pytest.fixture
@@ -43,29 +80,28 @@ def endpoint() -> Iterator[GripEndpoint]:
 
 
 @pytest.fixture
-def stack(database: Iterator[str | None], endpoint: GripEndpoint) -> Iterator[Stack]:
+def stack(database: Iterator[str | None], endpoint: GripEndpoint) -> Iterator[Mortals]:
     env = {"ES_GRIP": f"{endpoint.url}?key={'k' * 32}"}
-    stack = Stack(database_url=next(database), with_valkey=False, env=env)
+    url = next(database)
+    stack = Mortals(database_url=url, is_migrated=url is not None, env=env)
     yield stack
     stack.close()
 
 
-def work(stack: Stack, what: str, point: str, *texts: str) -> int:
-    """Do a piece of work in a process of its own; return its exit code."""
-    with python("-m", "tests.proof.dying", what, point, *texts, env=stack.env) as done:
-        code = done.wait(30)
-        assert code in (0, -signal.SIGKILL), done.output()
-        return code
+def work(stack: Mortals, what: str, point: str, *texts: str) -> int:
+    """Do a piece of work; return its exit code: that of an end, or of a death as was wanted."""
+    code, output = stack.work(what, point, *texts)
+    assert code in (0, -signal.SIGKILL), output
+    return code
 
 
-def sweep_until_quiet(stack: Stack) -> float:
+def sweep_until_quiet(stack: Mortals) -> float:
     """Sweep as beat would; return the seconds until nothing is left to do."""
     began = time.monotonic()
     while time.monotonic() - began < REPAIRED_WITHIN:
-        with python("-m", "tests.proof.dying", "sweep", "", env=stack.env) as sweep:
-            sweep.wait(30)
-            if sweep.output().startswith("0 events, 0 partitions"):
-                return time.monotonic() - began
+        _, output = stack.work("sweep", "")
+        if output.startswith("0 events, 0 partitions"):
+            return time.monotonic() - began
         time.sleep(0.2)
     raise AssertionError(f"not repaired within {REPAIRED_WITHIN} s")
 
@@ -85,7 +121,7 @@ def judge(endpoint: GripEndpoint) -> list[str]:
 
 @pytest.mark.parametrize("point", ALONE)
 def test_death_loses_nothing_and_gives_no_id_twice(
-    stack: Stack, endpoint: GripEndpoint, point: str
+    stack: Mortals, endpoint: GripEndpoint, point: str
 ) -> None:
     what = POINTS[point].work
     before = ["a", "b", "c", "d", "e"]
@@ -111,7 +147,7 @@ def test_death_loses_nothing_and_gives_no_id_twice(
     ],
 )
 def test_sender_that_died_and_repeats_itself_by_key_is_heard_once(
-    stack: Stack, endpoint: GripEndpoint, point: str
+    stack: Mortals, endpoint: GripEndpoint, point: str
 ) -> None:
     stack.env["ES_KEYED"] = "1"
 
@@ -122,7 +158,7 @@ def test_sender_that_died_and_repeats_itself_by_key_is_heard_once(
     assert judge(endpoint) == ["a", "b"]
 
 
-def test_every_death_above_is_real(stack: Stack) -> None:
+def test_every_death_above_is_real(stack: Mortals) -> None:
     """A point that is never reached would prove nothing: the process would end well."""
     assert work(stack, "send", "", "a") == 0
     assert work(stack, "relay", "relay, second batch published") == 0
@@ -135,7 +171,7 @@ print(*Event.objects.order_by("eid").values_list("eid", flat=True))
 
 
 def test_prune_that_dies_leaves_no_hole_and_is_taken_up(
-    stack: Stack, endpoint: GripEndpoint
+    stack: Mortals, endpoint: GripEndpoint
 ) -> None:
     assert work(stack, "send", "", *"abcde") == 0
     sweep_until_quiet(stack)

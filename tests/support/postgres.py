@@ -83,6 +83,7 @@ class Postgres:
         self._binaries = find_binaries(self._directory, self._user)
         self.port = free_port()
         self.url = f"postgres://postgres@127.0.0.1:{self.port}/postgres"
+        self.databases: set[str] = set()
         self._initialise()
         self.process = self.start()
 
@@ -139,6 +140,7 @@ class Postgres:
         statement = f"CREATE DATABASE {name} TEMPLATE {template}"
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(statement.encode())
+        self.databases.add(name)
         return self.url.rpartition("/")[0] + f"/{name}"
 
     def close(self) -> None:
