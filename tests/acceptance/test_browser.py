@@ -427,6 +427,32 @@ def is_leading(tab: Tab) -> bool:
     return held
 
 
+STRICT = """<!doctype html><title>strict</title>
+<script nonce="n0nce" src="/static/eventstream/eventstream.js"></script>
+<script nonce="n0nce">
+  const seen = [], refused = [];
+  addEventListener("securitypolicyviolation", (e) => refused.push(e.violatedDirective));
+  const stream = new EventStream("/events/?channel=strict", { share: true });
+  stream.addEventListener("message", (e) => seen.push(e.lastEventId));
+</script>"""
+
+
+def test_strict_content_security_policy_is_enough(
+    stack: Stack, context: BrowserContext
+) -> None:
+    page = context.new_page()
+    policy = "default-src 'none'; script-src 'nonce-n0nce'; connect-src 'self'"
+    headers = {"Content-Security-Policy": policy, "Content-Type": "text/html"}
+    page.route("**/strict/", lambda route: route.fulfill(headers=headers, body=STRICT))
+    page.goto(f"{stack.url}/strict/")
+    wait_for(lambda: page.evaluate("stream.status") == "live", "the stream is live")
+
+    stack.send("strict", 1)
+
+    wait_for(lambda: page.evaluate("seen"), "the event has come")
+    assert page.evaluate("[seen, refused]") == [["strict:1"], []]
+
+
 def test_other_client_that_is_shipped_still_works(
     stack: Stack, context: BrowserContext
 ) -> None:
