@@ -474,6 +474,21 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_page_of_a_log_that_has_lost_its_end_meanwhile_is_read_again",
     ),
     Mutation(
+        "a channel manager that fails for one is asked about all", "eventstream/hub/permissions.py",
+        "asked = self._unknown = [s for s in self._unknown if s.is_open]", "asked = subscribers",
+        "tests/integration/test_hub.py::test_those_about_whom_nobody_answers_have_no_others_asked_about",
+    ),
+    Mutation(
+        "a deleted partition begins anew", "eventstream/numbering.py",
+        "last_position=self._known_positions(using, partition).get(partition, 0),", "last_position=0,",
+        "tests/integration/test_reset_readers.py::test_deleted_partition_goes_on_where_it_was",
+    ),
+    Mutation(
+        "a reset leaves channels behind their events", "eventstream/numbering.py",
+        "                cursor.execute(_MEND_CHANNELS.format(**_names(using)))\n", "                pass\n",
+        "tests/integration/test_reset_readers.py::test_rows_set_back_by_hand_are_mended_by_a_reset",
+    ),
+    Mutation(
         "an answer is compared with what came after it", "eventstream/hub/channels.py",
         "last_eid < heads[name]", "last_eid < state.head",
         "tests/integration/test_hub.py::test_answer_that_is_older_than_what_the_bus_has_brought_resets_nobody",
