@@ -35,13 +35,17 @@ class Beginnings:
         if not states or not has_initial_states():
             return {}
         user_id = subscriber.reader.user_id
-        try:
-            found = await asyncio.gather(
-                *[self._read_state(s, user_id) for s in states]
-            )
-        except ChannelPermissionError as error:
-            subscriber.error = encode_refusal(error)
-            return {}
+        while True:
+            loss_count = subscriber.loss_count
+            try:
+                found = await asyncio.gather(
+                    *[self._read_state(s, user_id) for s in states]
+                )
+            except ChannelPermissionError as error:
+                subscriber.error = encode_refusal(error)
+                return {}
+            if subscriber.loss_count == loss_count:
+                break  # else the places may be of a log that has lost its end since
         beginnings = {}
         for state, (place, body) in zip(states, found, strict=True):
             if body:

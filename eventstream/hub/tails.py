@@ -173,6 +173,7 @@ class ChannelState:
                 subscriber.lost |= {self.name}
         self.loss_count += 1
         self.reads.clear()
+        self.beginnings.clear()
         self.wanted = last_eid
         self.start_from(last_eid)
 

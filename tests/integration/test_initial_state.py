@@ -24,7 +24,7 @@ from eventstream.hub.beginnings import Beginnings
 from eventstream.models import Event
 from eventstream.reading import Reader, read_page
 from eventstream.testing import drain_outbox
-from tests.integration.test_hub import Stream
+from tests.integration.test_hub import Stream, lose
 from tests.integration.test_views import next_path, open_stream, read
 from tests.support.processes import wait_for
 from tests.support.sse import Message, Parser
@@ -110,6 +110,35 @@ async def test_new_stream_begins_with_the_state_and_its_position(
     assert (state.type, state.id) == ("initial-state", "groups:2")
     assert json.loads(state.data) == ["a", "b"]
     assert same == state
+
+
+async def test_state_is_read_again_if_the_log_has_lost_its_end_meanwhile(
+    manager: type[ChannelManager],
+) -> None:
+    """After its place there are other events by then, or none."""
+    is_asked, may_go_on = threading.Event(), threading.Event()
+
+    def hook(user: AbstractBaseUser | None, channel: str) -> InitialState:
+        number = manager.calls
+        is_asked.set()
+        assert may_go_on.wait(30)
+        return InitialState(number)
+
+    manager.hook = staticmethod(hook)
+    for name in "abc":
+        await sync_to_async(add)(name)
+    reading = asyncio.create_task(first(2, "groups"))
+    assert await asyncio.to_thread(is_asked.wait, 30)
+    await lose(1, "groups")
+    await get_hub().look()
+    # Whoever comes now shares no read that began before.
+    following = asyncio.create_task(first(2, "groups"))
+    await asyncio.sleep(0.2)
+    may_go_on.set()
+
+    for _, state in await asyncio.gather(reading, following):
+        assert state.id == "groups:1"
+        assert int(state.data) > 1
 
 
 async def test_stream_that_resumes_gets_events_and_no_state(

@@ -489,6 +489,11 @@ MUTATIONS = [
         "tests/integration/test_reset_readers.py::test_rows_set_back_by_hand_are_mended_by_a_reset",
     ),
     Mutation(
+        "a state is shared that was read before the log lost its end", "eventstream/hub/tails.py",
+        "        self.beginnings.clear()\n", "",
+        "tests/integration/test_initial_state.py::test_state_is_read_again_if_the_log_has_lost_its_end_meanwhile",
+    ),
+    Mutation(
         "an answer is compared with what came after it", "eventstream/hub/channels.py",
         "last_eid < heads[name]", "last_eid < state.head",
         "tests/integration/test_hub.py::test_answer_that_is_older_than_what_the_bus_has_brought_resets_nobody",
