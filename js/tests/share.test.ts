@@ -337,51 +337,37 @@ test("tabs without a position that open together share a connection and its init
   assert.equal(server.requests.length, 1);
 });
 
-test("a tab that becomes visible does not wait out the leader's backoff", async (t) => {
-  let isUp = true;
-  const server = await Server.start(t, (response) => {
-    if (isUp) open(response, `retry: 60000\n\n${opening("c:0")}`);
-    else response.writeHead(503).end();
+const RETURNS: Record<string, (tab: Recorder, page: EventTarget) => void> = {
+  "becomes visible": (_, page) => page.dispatchEvent(new Event("visibilitychange")),
+  "is told to reconnect": ({ stream }) => stream.reconnect(),
+};
+for (const [name, comeBack] of Object.entries(RETURNS)) {
+  test(`a tab that ${name} does not wait out the leader's backoff`, async (t) => {
+    let isUp = true;
+    const server = await Server.start(t, (response) => {
+      if (isUp) open(response, `retry: 60000\n\n${opening("c:0")}`);
+      else response.writeHead(503).end();
+    });
+    const page = globalThis as { document?: unknown };
+    const pages = [new EventTarget(), new EventTarget()].map((target) => Object.assign(target, { visibilityState: "visible" }));
+    const tabs = pages.map((document) => {
+      page.document = document;
+      return new Recorder(t, server.url, { share: `${name}${process.pid}`, lastEventId: "c:0" });
+    });
+    delete page.document;
+    await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
+    isUp = false;
+    server.cut();
+    await until(() => tabs.every(({ stream }) => stream.status === "connecting"), "the connection is lost");
+    await sleep(1_000); // the least between two attempts
+    isUp = true;
+
+    comeBack(tabs[1]!, pages[1]!);
+
+    await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live again", 2_000);
+    assert.equal(server.responses.size, 1);
   });
-  const page = globalThis as { document?: unknown };
-  const pages = [new EventTarget(), new EventTarget()].map((target) => Object.assign(target, { visibilityState: "visible" }));
-  const tabs = pages.map((document) => {
-    page.document = document;
-    return new Recorder(t, server.url, { share: `visible${process.pid}`, lastEventId: "c:0" });
-  });
-  delete page.document;
-  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
-  isUp = false;
-  server.cut();
-  await until(() => tabs.every(({ stream }) => stream.status === "connecting"), "the connection is lost");
-  await sleep(1_000); // the least between two attempts
-  isUp = true;
-
-  pages[1]!.dispatchEvent(new Event("visibilitychange"));
-
-  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live again", 2_000);
-  assert.equal(server.responses.size, 1);
-});
-
-test("a tab that a page reconnects does not wait out the leader's backoff", async (t) => {
-  let isUp = true;
-  const server = await Server.start(t, (response) => {
-    if (isUp) open(response, `retry: 60000\n\n${opening("c:0")}`);
-    else response.writeHead(503).end();
-  });
-  const tabs = [1, 2].map(() => new Recorder(t, server.url, { share: `again${process.pid}`, lastEventId: "c:0" }));
-  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live");
-  isUp = false;
-  server.cut();
-  await until(() => tabs.every(({ stream }) => stream.status === "connecting"), "the connection is lost");
-  await sleep(1_000); // the least between two attempts
-  isUp = true;
-
-  tabs[1]!.stream.reconnect();
-
-  await until(() => tabs.every(({ stream }) => stream.status === "live"), "all are live again", 2_000);
-  assert.equal(server.responses.size, 1);
-});
+}
 
 test("a leader that has no token any more lets another lead", async (t) => {
   const server = await Server.start(t, (response) => open(response, opening("c:0")));
