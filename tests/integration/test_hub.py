@@ -1681,3 +1681,22 @@ def test_events_that_do_not_follow_are_not_taken() -> None:
     state.extend([LogEvent(1, "message", "a", ""), LogEvent(3, "message", "c", "")])
 
     assert (state.head, [item.place for item in state.tail]) == (1, [1])
+
+
+def test_tail_stays_within_its_bytes_at_both_ends(settings: Settings) -> None:
+    """The page that the first reader of many has read is not kept whole, if it is large."""
+    settings.EVENTSTREAM_QUEUE_BYTES = 10_000
+    settings.EVENTSTREAM_QUEUE_LENGTH = 100
+    data = "x" * 1_500
+    state = ChannelState("orders", is_reliable=True)
+    state.start_from(20)
+
+    state.prepend(
+        ChannelLog([(n, "message", data, "") for n in range(1, 21)], 20, is_reset=False)
+    )
+    assert [item.place for item in state.tail] == [15, 16, 17, 18, 19, 20]
+    assert state.tail_bytes == sum(item.size for item in state.tail) <= 10_000
+
+    state.extend([LogEvent(n, "message", data, "") for n in (21, 22)])
+    assert [item.place for item in state.tail] == [17, 18, 19, 20, 21, 22]
+    assert state.tail_bytes == sum(item.size for item in state.tail) <= 10_000

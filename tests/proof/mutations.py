@@ -494,6 +494,11 @@ MUTATIONS = [
         "tests/integration/test_initial_state.py::test_state_is_read_again_if_the_log_has_lost_its_end_meanwhile",
     ),
     Mutation(
+        "a page is put before the tail whatever its bytes", "eventstream/hub/tails.py",
+        "            if self.tail_bytes + item.size > options.queue_bytes:\n                return\n", "",
+        "tests/integration/test_hub.py::test_tail_stays_within_its_bytes_at_both_ends",
+    ),
+    Mutation(
         "an answer is compared with what came after it", "eventstream/hub/channels.py",
         "last_eid < heads[name]", "last_eid < state.head",
         "tests/integration/test_hub.py::test_answer_that_is_older_than_what_the_bus_has_brought_resets_nobody",
