@@ -1691,9 +1691,8 @@ def test_tail_stays_within_its_bytes_at_both_ends(settings: Settings) -> None:
     state = ChannelState("orders", is_reliable=True)
     state.start_from(20)
 
-    state.prepend(
-        ChannelLog([(n, "message", data, "") for n in range(1, 21)], 20, is_reset=False)
-    )
+    rows = [(n, "message", data, "", 20, False) for n in range(1, 21)]
+    state.prepend(ChannelLog(rows, 20, is_reset=False))
     assert [item.place for item in state.tail] == [15, 16, 17, 18, 19, 20]
     assert state.tail_bytes == sum(item.size for item in state.tail) <= 10_000
 
