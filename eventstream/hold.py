@@ -203,7 +203,7 @@ def _respond(
         token = sign_link(reader, positions, now=now, is_bare=is_bare)
         link = f"{base}next/{token}/"
         if is_bare:
-            response = HttpResponse(text, content_type=CONTENT_TYPE)
+            response = _measured(text)
             response["Grip-Link"] = f"<{link}>; rel=next"
             return response
         # Without a hold nothing is subscribed to: this channel is there for its filter, and
@@ -214,7 +214,7 @@ def _respond(
         instruct.add_channel(channel)
         instruct.meta["id_format"] = "page"
         instruct.set_next_link(link)
-        return HttpResponse(escape_format(text), content_type=CONTENT_TYPE)
+        return _measured(escape_format(text))
     instruct = request.grip.start_instruct()  # type: ignore[attr-defined]
     instruct.set_hold_stream()
     prefix = conf.grip_prefix()
@@ -247,4 +247,17 @@ def _respond(
         f"{base}next/{sign_link(reader, now=now)}/",
         min(ASK_SOON, silence) if is_asked_soon else silence,
     )
-    return HttpResponse(text, content_type=CONTENT_TYPE)
+    return _measured(text)
+
+
+@sensitive_variables("text")
+def _measured(text: str) -> HttpResponse:
+    """Return an answer that says how long it is, as one without CommonMiddleware does not.
+
+    Where a hop in between speaks HTTP/1.0, as nginx does unless it is told, a body ends with
+    the connection otherwise. What is left of it by a process that was killed would look whole,
+    and the proxy would go on behind what is missing.
+    """
+    response = HttpResponse(text, content_type=CONTENT_TYPE)
+    response["Content-Length"] = str(len(response.content))
+    return response

@@ -6,21 +6,22 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 import pytest
 
 from tests.acceptance.test_browser import Tab
 from tests.support.browser import browsing
-from tests.support.nginx import Nginx
+from tests.support.nginx import Nginx, OldHop
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import postgres
-from tests.support.processes import ROOT, wait_for
+from tests.support.processes import ROOT, free_port, wait_for
 from tests.support.rabbitmq import RabbitMQ
-from tests.support.sse import Stream, numbers
+from tests.support.sse import Message, Stream, numbers
 from tests.support.stack import Stack, running
 from tests.support.valkey import Sentinel, Valkey
 
@@ -207,3 +208,42 @@ def test_nginx_is_killed_in_the_middle_of_streams_and_every_event_arrives(
             tab.until("live")
             assert tab.page.evaluate("statuses.filter((s) => s === 'live').length") > 1
             assert tab.page.evaluate("kinds") == []
+
+
+def test_page_that_a_killed_web_process_leaves_unfinished_is_no_whole_one() -> None:
+    """Behind a hop of HTTP/1.0 a body without a length ends wherever the connection does."""
+    count, size = 100, 250_000  # more than the sockets on the way have room for
+    env = {"ES_SET": json.dumps({"EVENTSTREAM_PAGE_BYTES": count * size})}
+    with ExitStack() as exits:
+        stack = Stack(with_pushpin=True, env=env)
+        exits.callback(stack.close)
+        ports = {"web_port": free_port(), "other_port": free_port()}
+        web, _ = (
+            # The other implementation of uvicorn's sends chunks even to who knows of none.
+            stack.start_web(port=port, extra=("--http", "h11"))
+            for port in ports.values()
+        )
+        hop = OldHop(port=stack.web_port, **ports)
+        exits.callback(hop.close)
+        stack.start_worker()
+        stack.send("orders", count + 1, data="x" * size)
+        stack.wait_until_numbered("orders", count + 1)
+        url = f"{stack.url}/events/?channel=orders"
+
+        begun: list[Message] = []
+        with Stream(url, last_event_id="orders:1").open() as stream:
+            hop.process.send_signal(signal.SIGSTOP)
+            web.kill()
+            hop.process.send_signal(signal.SIGCONT)
+            stack.send("orders", 2)
+            # It ends at once, or is silent until it does.
+            with suppress(EOFError, TimeoutError):
+                while True:
+                    begun.append(stream.next(timeout=5))
+        assert all(message.data == json.dumps("x" * size) for message in begun)
+        seen = [1, *numbers(begun)]
+        assert len(seen) <= count
+        with Stream(url, last_event_id=f"orders:{seen[-1]}").open() as stream:
+            seen += numbers(stream.take(count + 3 - len(seen)))
+
+        assert seen == list(range(1, count + 4))

@@ -271,6 +271,24 @@ def test_page_that_is_not_the_last_links_on_and_does_not_hold(
     assert "events-a%20b; prev-id=5" in response["Grip-Channel"]
 
 
+def test_every_answer_to_a_proxy_says_how_long_it_is(
+    proxy: dict[str, str], settings: Settings
+) -> None:
+    """Or what is left of one that was cut off could look whole, and be gone on behind."""
+    assert "django.middleware.common.CommonMiddleware" not in settings.MIDDLEWARE
+    settings.EVENTSTREAM_PAGE_SIZE = 2
+    send_events(EventSpec("a", "message", "100 % größer") for _ in range(5))
+    response: Any = open_stream(proxy, "channel=a", **{"Last-Event-ID": "a:0"})
+    answers = [response]
+    while "Grip-Hold" not in response:
+        response = Client().get(next_path(response), headers=proxy)
+        answers.append(response)
+
+    lengths = [len(answer.content) for answer in answers]
+    assert [int(answer["Content-Length"]) for answer in answers] == lengths
+    assert [length > 0 for length in lengths] == [True, False, True, True]
+
+
 def test_answer_too_large_to_hold_links_on(proxy: dict[str, str]) -> None:
     send_event("a", "message", "x" * 95_000)
 

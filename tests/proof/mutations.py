@@ -859,6 +859,11 @@ MUTATIONS = [
         STATES,
     ),
     Mutation(
+        "a page that is cut off looks whole", "eventstream/hold.py",
+        '    response["Content-Length"] = str(len(response.content))\n', "",
+        "tests/integration/test_views.py::test_every_answer_to_a_proxy_says_how_long_it_is",
+    ),
+    Mutation(
         "a next link is answered to whoever has it", "eventstream/hold.py",
         'raise ExpiredLinkError("The proxy does not hold such a stream")', "pass",
         "tests/integration/test_links.py::test_link_goes_on_only_for_a_proxy_that_holds_the_stream",

@@ -76,6 +76,36 @@ class Nginx:
         self.close()
 
 
+class OldHop:
+    """An nginx that passes everything on as HTTP/1.0, as it does unless it is told.
+
+    Args:
+        port: Where it listens.
+        web_port: The web process that it asks.
+        other_port: The one that it asks when that is away.
+    """
+
+    def __init__(self, *, port: int, web_port: int, other_port: int) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="es-nginx-"))
+        path = self._directory / "nginx.conf"
+        user = "user root;" if os.geteuid() == 0 else ""
+        path.write_text(
+            f"{user} pid {self._directory}/pid; events {{}} http {{ access_log off;"
+            f" upstream web {{ server 127.0.0.1:{web_port};"
+            f" server 127.0.0.1:{other_port} backup; }} server {{ listen 127.0.0.1:{port};"
+            " location / { proxy_http_version 1.0; proxy_pass http://web; } } }"
+        )
+        nginx = find("nginx", "nginx-light")
+        # One process, so that it can be frozen.
+        alone = "daemon off; master_process off;"
+        self.process = Process([nginx, "-c", str(path), "-g", alone])
+        self.process.wait_until(lambda: is_listening(port), "nginx listens")
+
+    def close(self) -> None:
+        self.process.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
 def _run(*argv: str) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
