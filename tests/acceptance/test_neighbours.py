@@ -242,8 +242,8 @@ def test_page_that_a_killed_web_process_leaves_unfinished_is_no_whole_one() -> N
                     begun.append(stream.next(timeout=5))
         assert all(message.data == json.dumps("x" * size) for message in begun)
         seen = [1, *numbers(begun)]
-        assert len(seen) <= count
+        assert len(seen) <= count - 8, "it was whole"
         with Stream(url, last_event_id=f"orders:{seen[-1]}").open() as stream:
-            seen += numbers(stream.take(count + 3 - len(seen)))
+            seen += numbers(stream.take(8))  # Pushpin may let who wants much more wait
 
-        assert seen == list(range(1, count + 4))
+        assert seen == list(range(1, len(begun) + 10))
