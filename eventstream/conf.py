@@ -67,7 +67,7 @@ SETTINGS = [
     Setting("PARTITIONS", 16, "Number of partitions. More spread work over more workers; each costs a row and a wake-up.", values.integer(1, 4096)),
     Setting("RETENTION", 24 * 3600, "Seconds for which events are kept. A client away for longer gets a stream-reset.", values.seconds(60, 10 * 365 * 86400)),
     Setting("MAX_EVENT_BYTES", 262_144, "Largest data of an event, in bytes of UTF-8. A proxy refuses whole POSTs over 1,000,000.", values.integer(1, 900_000)),
-    Setting("CHANNEL_LIMIT", 10, "Most channels of one stream. Pushpin takes connection_subscription_max, 20, less one.", values.integer(1, 1000)),
+    Setting("CHANNEL_LIMIT", 10, "Most channels of one stream. Pushpin takes connection_subscription_max, 20, less two.", values.integer(1, 1000)),
     Setting("PAGE_SIZE", 10_000, "Most events in one answer to a proxy. Streams that the web process holds are written a thousand, or 1 MB, of a channel at a time at most.", values.integer(1, 10_000)),
     Setting("PAGE_BYTES", 1_000_000, "Most bytes of data in one answer to a proxy.", values.integer(10_000, 50_000_000)),
     Setting("QUEUE_LENGTH", 1000, "Events of a channel kept in memory for live readers; one further behind reads the log.", values.integer(1, 100_000)),

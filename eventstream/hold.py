@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import secrets
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,15 @@ from gripcontrol import Channel
 from eventstream import conf, sse
 from eventstream.exceptions import ExpiredLinkError
 from eventstream.positions import format_position, parse_event_id, quote_channel
-from eventstream.reading import LinkKind, Reader, read_page, sign_link
+from eventstream.reading import LinkKind, Reader, read_link, read_page, sign_link
 from eventstream.targets.grip import (
     FILTER_BUILD_ID,
     FILTER_REQUIRE_SUB,
     FILTER_SKIP_USERS,
     channel_name,
     escape_format,
+    held_channel,
+    held_token,
     user_channel_name,
 )
 
@@ -42,9 +45,10 @@ there are more; an answer that only links on may be of any size."""
 
 CONTENT_TYPE = "text/event-stream"
 
-MARKER_CHANNEL = "held"
-"""A channel to which nothing is ever published. A hold of best-effort channels has it, as it
-would be the only one without anything that the proxy tells of in Grip-Last."""
+LINKS = 32
+"""Most next links below a path. Pushpin asks for a hundred streams of a link at once, and ten
+times a second at most; what is published to those that wait for their turn waits with them. So
+all readers have these few links, and each link has its own time."""
 
 ASK_SOON = 10
 """Seconds of silence after which a link is asked for the first time, or again if the database
@@ -113,30 +117,39 @@ def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
     )  # fmt: skip
 
 
-def continue_stream(
-    request: HttpRequest, reader: Reader, kind: LinkKind
-) -> HttpResponse:
+@sensitive_variables("token")
+def continue_stream(request: HttpRequest, token: str) -> HttpResponse:
     """Answer a next link: what is new, which is usually nothing, and hold again.
 
-    A held stream's position comes from the proxy (Grip-Last), which knows what it has
-    handed over; a paging one's is in the link.
+    A held stream's reader and position come from the proxy (Grip-Last), which knows what it
+    has handed over; a paging one's are in the link.
 
     Up to Pushpin 1.40 an answer goes through the filters of the answer before, from 1.41 on
     through its own. So the two must have the same, or there must be nothing to filter: after
     a bare page comes an answer that has the filters, and no body.
 
+    Args:
+        request: The proxy's.
+        token: The link's last part: a number for streams that are held, or a page's token.
+
     Raises:
-        ExpiredLinkError: The proxy did not say how far a held stream is. Then it does not
-            ask for a stream that it holds: it passes on the request of a client that has
-            got hold of the link, for it takes all Grip- headers from those.
+        ExpiredLinkError: It is too old, or not of this site; or the proxy did not say how far
+            a held stream is. Then it does not ask for a stream that it holds: it passes on
+            the request of a client, for it takes all Grip- headers from those.
     """
+    number = _LINK_NUMBERS.get(token)
+    last: Mapping[str, str] = {}
+    if number is not None:
+        last = request.grip.last  # type: ignore[attr-defined]
+        token = held_token(last)
+    reader, kind = read_link(token, now=time.time())
+    if (kind is LinkKind.HOLD) != (number is not None):
+        raise ExpiredLinkError("The token is of another kind of link")
     if kind is LinkKind.BARE_PAGE and reader.positions:
         return _respond(request, reader, reader.positions, "", False)
     if kind is LinkKind.HOLD:
-        last: Mapping[str, str] = request.grip.last  # type: ignore[attr-defined]
         positions = grip_positions(last, reader)
-        marker = conf.grip_prefix() + MARKER_CHANNEL
-        if len(positions) < len(reader.reliable) or not (positions or marker in last):
+        if len(positions) < len(reader.reliable):
             raise ExpiredLinkError("The proxy does not hold such a stream")
         reader = dataclasses.replace(reader, positions=positions)
     try:
@@ -147,11 +160,20 @@ def continue_stream(
         logger.warning(
             "A stream is held as it is: the database cannot be read (%s)", error
         )
-        return _respond(request, reader, reader.positions, "", True, is_asked_soon=True)
+        return _respond(
+            request, reader, reader.positions, "", True,
+            number=number, is_asked_soon=True,
+        )  # fmt: skip
+    # What is published meanwhile the proxy lets go if it does not follow the answer: together
+    # with an event that the answer has, another one may be gone.
+    has_moved = page.positions != reader.positions
     return _respond(
         request, reader, page.positions, page.text, page.is_last,
-        is_asked_soon=kind is not LinkKind.HOLD,
+        number=number, is_asked_soon=has_moved or kind is not LinkKind.HOLD,
     )  # fmt: skip
+
+
+_LINK_NUMBERS = {str(number): number for number in range(LINKS)}
 
 
 def grip_positions(last: Mapping[str, str], reader: Reader) -> dict[str, int]:
@@ -188,8 +210,21 @@ def _respond(
     is_last: bool,
     *,
     is_opening: bool = False,
+    number: int | None = None,
     is_asked_soon: bool = False,
 ) -> HttpResponse:
+    """Return an answer that holds the stream, or links on to the rest of what it begins.
+
+    Args:
+        request: The client's or the proxy's.
+        reader: Whose stream it is.
+        positions: Where the text leaves it.
+        text: What is written to the client.
+        is_last: Whether that is all there is.
+        is_opening: The request is the client's.
+        number: The link by which the stream is held; None for any.
+        is_asked_soon: Something may have been published that the proxy does not tell it.
+    """
     now = time.time()
     options = conf.get_options()
     base = _stream_path(request.path, is_opening=is_opening)
@@ -235,18 +270,21 @@ def _respond(
         instruct.add_channel(channel)
         # Of nobody else: a name for the anonymous could be a user's, whom events skip.
         instruct.meta["user"] = quote_channel(reader.user_id)
-    if not positions:
-        instruct.add_channel(Channel(MARKER_CHANNEL, "0"))
+    instruct.add_channel(Channel(held_channel(now), sign_link(reader, now=now)))
     if formats:
         instruct.meta["id_format"] = ",".join(formats)
         # The proxy expands the answer's body as it does each event's.
         text = escaped
     instruct.set_keep_alive(sse.KEEP_ALIVE, options.keep_alive)
     silence = options.next_link_timeout
-    instruct.set_next_link(
-        f"{base}next/{sign_link(reader, now=now)}/",
-        min(ASK_SOON, silence) if is_asked_soon else silence,
-    )
+    if is_asked_soon:
+        silence = min(ASK_SOON, silence)
+    if number is None:
+        # If they had to be asked every second, so many would be too much.
+        number = secrets.randbelow(min(LINKS, 4 * options.next_link_timeout))
+    # Each link's own, as a crowd may have come all at once.
+    silence -= silence * number // (4 * LINKS)
+    instruct.set_next_link(f"{base}next/{number}/", silence)
     return _measured(text)
 
 

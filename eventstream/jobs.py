@@ -11,7 +11,8 @@ from django.db.models.functions import Now
 
 from eventstream import conf
 from eventstream.cursors import undo_impossible_waits
-from eventstream.models import Job
+from eventstream.exceptions import PublishRejectedError, PublishUnavailableError
+from eventstream.models import Job, PausedTarget
 from eventstream.relay import Outcome, relay_all
 from eventstream.series import prune_samples, record_sample
 from eventstream.stalls import report_stalls
@@ -62,7 +63,20 @@ def republish(
     status = None if result is None else record_sample(using)
     if status is not None:  # once a minute
         report_stalls(status)
+        _remind_targets(using)
     return result
+
+
+def _remind_targets(using: str) -> None:
+    paused = set(PausedTarget.objects.using(using).values_list("name", flat=True))
+    for name, target in get_targets().items():
+        if name in paused:
+            continue
+        try:
+            target.remind()
+        except (PublishUnavailableError, PublishRejectedError) as error:
+            # If that matters there are events that it does not take either.
+            logger.info("%s was not reminded of its streams: %s", name, error)
 
 
 def prune(

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LINK_QUANTUM = 3600
-"""Seconds to which a link's time of issue is rounded, so that equal readers have equal
-links: a proxy repairs the streams of one link a hundred at a time."""
+"""Seconds to which a held stream's time of issue is rounded, so that equal readers have equal
+tokens: the proxy asks once for all of them that it asks for at the same time."""
 
 PAGE_QUANTUM = 60
 PAGE_LIFETIME = 600
@@ -66,6 +66,8 @@ PAGE_LIFETIME = 600
 once, and is not to be waited for longer than it takes to restart something."""
 
 _LINK_SALT = "eventstream.next"
+_LINK_SEPARATOR = "~"
+"""Good in a path and in a header's parameter, where a colon would end the value."""
 
 
 @dataclass(frozen=True)
@@ -213,10 +215,11 @@ def sign_link(
     now: float,
     is_bare: bool = False,
 ) -> str:
-    """Return the token of a next link. Equal arguments within an hour: equal tokens.
+    """Return what stands for a reader in a next link. Equal arguments within an hour: equal.
 
-    Everything that the answer depends on is in it, and it goes into the path: proxies
-    share requests in flight by path, without the query.
+    Everything that the answer depends on is in it, with what else is in Grip-Last. It goes into
+    the path, or for a held stream into Grip-Last: Pushpin shares requests in flight by these
+    two, and by nothing else.
 
     Args:
         reader: Whose link it is.
@@ -231,18 +234,22 @@ def sign_link(
         content.append(format_position(positions))
         if not is_bare:
             content.append(1)
-    return signing.Signer(salt=_LINK_SALT).sign_object(content, compress=True)
+    return signing.Signer(salt=_LINK_SALT, sep=_LINK_SEPARATOR).sign_object(
+        content, compress=True
+    )
 
 
 @sensitive_variables("token")
 def read_link(token: str, *, now: float) -> tuple[Reader, LinkKind]:
-    """Return the reader of a next link, and whose it is. read_page asks permission.
+    """Return the reader of a token, and what it came with. read_page asks permission.
 
     Raises:
         ExpiredLinkError: Too old, or not signed by this site. Reconnecting helps.
     """
     try:
-        content = signing.Signer(salt=_LINK_SALT).unsign_object(token)
+        content = signing.Signer(salt=_LINK_SALT, sep=_LINK_SEPARATOR).unsign_object(
+            token
+        )
         issued, user_id, channels, *rest = content
     except (signing.BadSignature, ValueError, TypeError) as error:
         raise ExpiredLinkError("The link is not one of this site") from error

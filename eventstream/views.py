@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -38,7 +37,7 @@ from eventstream.exceptions import (
 from eventstream.hub import get_hub
 from eventstream.hub.writing import write_stream
 from eventstream.limits import Slot, count_open, count_open_of_user, take_slot
-from eventstream.reading import Reader, read_link, read_request
+from eventstream.reading import Reader, read_request
 from eventstream.tokens import hide_token
 from eventstream.transactions import outside_transactions
 
@@ -133,8 +132,7 @@ def _open(
 @sensitive_variables("token")
 def _continue(request: HttpRequest, token: str) -> HttpResponseBase:
     try:
-        reader, kind = read_link(token, now=time.time())
-        return hold.continue_stream(request, reader, kind)
+        return hold.continue_stream(request, token)
     except ExpiredLinkError:
         return _end_stream()
 

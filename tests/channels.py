@@ -47,7 +47,12 @@ class StatefulChannelManager(ChannelManager):
 
 
 class SlowChannelManager(ChannelManager):
-    """A state takes its time."""
+    """A state takes its time, and so does the permission to read `slow…`."""
+
+    def can_read_channel(self, user: AbstractBaseUser | None, channel: str) -> bool:
+        if channel.startswith("slow"):
+            time.sleep(2)
+        return super().can_read_channel(user, channel)
 
     def get_initial_state(
         self, user: AbstractBaseUser | None, channel: str

@@ -128,5 +128,12 @@ class Target(ABC):
         """Return items that a sound target accepts, and that reach nobody."""
         return self.encode(_PROBE)
 
+    def remind(self) -> None:  # noqa: B027  most targets forget nothing
+        """Have the target look after streams that it may have forgotten; once a minute.
+
+        Raises:
+            PublishUnavailableError, PublishRejectedError: As publish() does.
+        """
+
     def close(self) -> None:  # noqa: B027  most targets hold nothing
         """Drop connections, for instance after a fork."""

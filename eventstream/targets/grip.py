@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring as _quote
@@ -44,6 +45,32 @@ def channel_name(channel: str) -> str:
 def user_channel_name(user_id: str) -> str:
     """Return the proxy channel over which a user's streams are closed, without prefix."""
     return f"user-{quote_channel(user_id)}"
+
+
+_PERIODS = 8
+"""Of the names that `held_channel` gives in turn."""
+
+
+def held_channel(now: float, *, periods_ago: int = 0) -> str:
+    """Return the proxy channel of all streams that it is told to hold now, without prefix.
+
+    Another one after twice the time in which the proxy is to ask, so that the name says how
+    long it has not; see GripTarget.remind. What it has for the channel's last id is the
+    stream's token: the proxy sends it back when it asks.
+
+    Args:
+        now: Seconds since the epoch.
+        periods_ago: That of so many periods before.
+    """
+    period = int(now // (2 * conf.get_options().next_link_timeout)) - periods_ago
+    return f"held-{period % _PERIODS}"
+
+
+def held_token(last: Mapping[str, str]) -> str:
+    """Return the token in a Grip-Last header, or ""."""
+    prefix = f"{conf.grip_prefix()}held-"
+    found = (value for name, value in last.items() if name.startswith(prefix))
+    return next(found, "")
 
 
 def escape_format(content: str) -> str:
@@ -181,6 +208,22 @@ class GripTarget(Target):
             if not status:
                 self.close()
             raise PublishUnavailableError(text) from error
+
+    def remind(self) -> None:
+        """Have the proxy ask for the streams that it has not asked for in a while.
+
+        Pushpin up to 1.40 never asks again for one whose client could not be written to at
+        once, until an event shows a gap: see decisions/0045. An item without an id follows
+        nothing, so every stream of the channel is asked for, and none is given it.
+        """
+        now = time.time()
+        # Not the last period, whose streams may not be due, and not the next: clocks differ.
+        names = [held_channel(now, periods_ago=n) for n in range(2, _PERIODS - 1)]
+        prefix = conf.grip_prefix()
+        content = {"http-stream": {"content": ""}}
+        self.publish(
+            [Item(name, _dump({"channel": prefix + name, **content})) for name in names]
+        )
 
     def set_origin(self, url: str) -> None:
         """Have the proxy ask this site, http:// or https://, for what it serves.

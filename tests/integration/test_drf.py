@@ -29,7 +29,8 @@ from eventstream.channelmanager import DefaultChannelManager
 from eventstream.drf import EventsViewSet, SSEEventRenderer, configure_events_view_set
 from eventstream.testing import drain_outbox
 from tests import drf_urls
-from tests.integration.test_views import next_path, read
+from tests.integration.test_views import read
+from tests.support.holds import last_ids, next_path
 from tests.support.processes import ROOT
 from tests.support.sse import Parser
 
@@ -73,10 +74,8 @@ def test_stream_is_held_and_goes_on_by_its_link(
     send_event(channels[0], "message", 2)
     drain_outbox()
     # The proxy's own request: without any credentials of the reader's.
-    last = ", ".join(
-        f"events-{name}; last-id={int(name == channels[0])}" for name in channels
-    )
-    held = Client().get(next_path(response), headers={**proxy, "Grip-Last": last})
+    headers = {**proxy, **last_ids(response, {channels[0]: 1})}
+    held = Client().get(next_path(response), headers=headers)
     assert [m.data for m in read(held)] == ["2"]
     assert held["Grip-Hold"] == "stream"
 
@@ -164,9 +163,7 @@ def test_throttled_request_is_told_when_to_come_again(
     assert int(second["Retry-After"]) > 0
     assert json.loads(read(second)[0].data)["condition"] == "too-many-requests"
     # The proxy's questions for a stream that is open are not counted.
-    held = Client().get(
-        next_path(first), headers={**proxy, "Grip-Last": "events-one; last-id=0"}
-    )
+    held = Client().get(next_path(first), headers={**proxy, **last_ids(first)})
     assert held["Grip-Hold"] == "stream"
 
 
@@ -290,7 +287,7 @@ def test_event_is_what_the_api_would_answer(proxy: dict[str, str]) -> None:
     send_event("orders", "message", OrderSerializer([order], many=True).data)
     drain_outbox()
 
-    headers = {**proxy, "Grip-Last": "events-orders; last-id=0"}
+    headers = {**proxy, **last_ids(opened)}
     one, many = read(Client().get(next_path(opened), headers=headers))
     answer = JSONRenderer().render(OrderSerializer(order).data)
     assert json.loads(one.data) == json.loads(answer)

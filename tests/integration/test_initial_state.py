@@ -25,7 +25,8 @@ from eventstream.models import Event
 from eventstream.reading import Reader, read_page
 from eventstream.testing import drain_outbox
 from tests.integration.test_hub import Stream, lose
-from tests.integration.test_views import next_path, open_stream, read
+from tests.integration.test_views import open_stream, read
+from tests.support.holds import next_path
 from tests.support.processes import wait_for
 from tests.support.sse import Message, Parser
 

@@ -15,6 +15,7 @@ from pytest_django import Settings
 from eventstream import limits, make_subscribe_token
 from eventstream.exceptions import TooManyStreamsError
 from eventstream.limits import StreamCounts
+from tests.support.holds import HELD_PATH, held_stream
 from tests.support.valkey import Valkey
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -193,10 +194,9 @@ def test_user_that_opens_too_often_is_refused_and_no_other(
 
 def test_next_links_are_not_opens(proxy: dict[str, str], settings: Settings) -> None:
     settings.EVENTSTREAM_OPENS_PER_ADDRESS = 1
-    path = get(proxy)["Grip-Link"].partition(">")[0].removeprefix("<")
-    headers = {**proxy, "Grip-Last": "events-a; last-id=0"}
+    headers = {**proxy, **held_stream("a")}
 
-    answers = [Client().get(path, headers=headers) for _ in range(5)]
+    answers = [Client().get(HELD_PATH, headers=headers) for _ in range(5)]
 
     assert [answer["Grip-Hold"] for answer in answers] == ["stream"] * 5
 

@@ -34,21 +34,17 @@ from eventstream.targets import get_targets
 from eventstream.testing import drain_outbox
 from eventstream.views import events, next_link
 from tests.integration.conftest import KEY
+from tests.support.holds import HELD_PATH, held_stream, last_ids, next_path
 from tests.support.sse import Parser
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-LAST = "events-a; last-id=0"
 
-
-def link(*channels: str, page: dict[str, int] | None = None, age: float = 0) -> str:
-    token = sign_link(Reader(channels, ""), page, now=time.time() - age)
+def page_path(channel: str, position: int, *, age: float = 0) -> str:
+    """Return the link that a page ends with."""
+    reader = Reader((channel,), "")
+    token = sign_link(reader, {channel: position}, now=time.time() - age)
     return f"/events/next/{token}/"
-
-
-def next_path(response: Any) -> str:
-    path, _, _ = response["Grip-Link"].partition(">")
-    return str(path.removeprefix("<"))
 
 
 def is_empty(response: Any) -> bool:
@@ -82,13 +78,14 @@ def test_link_of_any_path_leads_back(proxy: dict[str, str], room: str) -> None:
     """What a path holds is the user's: here a room's name."""
     channel = f"events-{quote_channel(f'room-{room}')}"
     path = f"/rooms/{quote(room, safe='')}/"
-    for headers in ({}, {"Grip-Last": f"{channel}; last-id=0"}, {"Grip-Last": f"{channel}; last-id=0"}):  # fmt: skip
+    headers: dict[str, str] = {}
+    for _ in range(3):
         response = Client().get(path, headers={**proxy, **headers})
 
         assert (response.status_code, response["Grip-Hold"]) == (200, "stream")
         assert channel in response["Grip-Channel"]
-        path = next_path(response)
-        assert re.fullmatch(r"/rooms/[!-+\--;=@-~]+/next/[\w:-]+/", path)
+        path, headers = next_path(response), last_ids(response)
+        assert re.fullmatch(r"/rooms/[!-+\--;=@-~]+/next/\d+/", path)
 
 
 @pytest.mark.parametrize("more", ["", "&es-meta=eyJ.eyJ.x"], ids=["1.1.0", "5.3.4"])
@@ -146,9 +143,8 @@ def test_link_of_a_path_without_a_slash_leads_back(
     route(pattern)
 
     response = Client().get(own, headers=proxy)
-    channel = response["Grip-Channel"].split(";")[0]
     link = next_path(response)
-    held = Client().get(link, headers={**proxy, "Grip-Last": f"{channel}; last-id=0"})
+    held = Client().get(link, headers={**proxy, **last_ids(response)})
 
     assert link.startswith(f"{own}/next/")
     assert (held.status_code, held["Grip-Hold"]) == (200, "stream")
@@ -190,7 +186,7 @@ def test_view_of_ones_own_goes_on_by_its_links(
     send_event("order-7", "message", "tea")
     drain_outbox()
 
-    headers = {**proxy, "Grip-Last": "events-order-7; last-id=0"}
+    headers = {**proxy, **last_ids(opened)}
     response = Client().get(next_path(opened), headers=headers)
 
     assert response["Grip-Hold"] == "stream"
@@ -228,13 +224,13 @@ def test_request_that_only_pretends_to_come_from_the_proxy_gets_no_instructions(
 ) -> None:
     send_event("a", "message", "secret")
     if path == "link":
-        path = link("a")
+        path = HELD_PATH
     elif path == "page":
-        path = link("a", page={"a": 0})
+        path = page_path("a", 0)
     forged = {
         "Grip-Sig": signature(),
         "Grip-Feature": "status, session, link:next",
-        "Grip-Last": LAST,
+        **held_stream("a"),
     }
 
     response: Any = Client().get(path, headers=forged)
@@ -263,11 +259,11 @@ def test_signature_by_verify_key_or_any_proxy_s_key_counts(
 def test_link_outlives_the_key_that_signed_it_as_a_fallback(
     proxy: dict[str, str], settings: Settings, is_fallback: bool
 ) -> None:
-    path = link("a")
+    last = held_stream("a")
     settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY] if is_fallback else []
     settings.SECRET_KEY = "another" * 8
 
-    response = Client().get(path, headers={**proxy, "Grip-Last": LAST})
+    response = Client().get(HELD_PATH, headers={**proxy, **last})
 
     assert is_empty(response) is not is_fallback
 
@@ -310,13 +306,30 @@ def test_link_goes_on_only_for_a_proxy_that_holds_the_stream(
 ) -> None:
     """It takes the Grip- headers from what clients send, so none of them has Grip-Last."""
     send_event("a", "message", "secret")
-    path = link("a")
 
-    held = Client().get(path, headers={**proxy, "Grip-Last": LAST})
-    passed_on = Client().get(path, headers=proxy)
+    held = Client().get(HELD_PATH, headers={**proxy, **held_stream("a")})
+    passed_on = Client().get(HELD_PATH, headers=proxy)
 
     assert held["Grip-Hold"] == "stream"
     assert is_empty(passed_on)
+
+
+@pytest.mark.parametrize(
+    "way", ["a held stream's in the path", "a page's in the header"]
+)
+def test_token_of_another_kind_of_link_is_not_good(
+    proxy: dict[str, str], way: str
+) -> None:
+    send_event("a", "message", "secret")
+    page = sign_link(Reader(("a",), ""), {"a": 0}, now=time.time())
+    held = held_stream("a")
+    path = HELD_PATH
+    if way == "a page's in the header":
+        held = {"Grip-Last": f"events-a; last-id=0, held-0; last-id={page}"}
+    else:
+        path = f"/events/next/{held['Grip-Last'].rpartition('=')[2]}/"
+
+    assert is_empty(Client().get(path, headers={**proxy, **held}))
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "9" * 20, "-1", "٣", ""])
@@ -324,9 +337,9 @@ def test_position_that_no_proxy_could_have_is_none(
     proxy: dict[str, str], text: str
 ) -> None:
     """Where no proxy has a key, anybody may send one."""
-    last = f"events-a; last-id={text}"
+    last = held_stream("a", ids={"a": text})
 
-    response = Client().get(link("a"), headers={**proxy, "Grip-Last": last})
+    response = Client().get(HELD_PATH, headers={**proxy, **last})
 
     assert is_empty(response)
 
@@ -335,17 +348,17 @@ def test_link_of_several_channels_needs_the_position_of_each(
     proxy: dict[str, str],
 ) -> None:
     """A channel without one would silently go on from its end."""
-    response = Client().get(link("a", "b"), headers={**proxy, "Grip-Last": LAST})
+    last = held_stream("a", "b", ids={"a": "0"})
+    response = Client().get(HELD_PATH, headers={**proxy, **last})
 
     assert is_empty(response)
 
 
 def test_hold_of_best_effort_channels_is_recognised_too(proxy: dict[str, str]) -> None:
     opened: Any = Client().get("/events/?channel=live-x", headers=proxy)
-    assert "held; prev-id=0" in opened["Grip-Channel"]
     path = next_path(opened)
 
-    held = Client().get(path, headers={**proxy, "Grip-Last": "held; last-id=0"})
+    held = Client().get(path, headers={**proxy, **last_ids(opened)})
     passed_on = Client().get(path, headers=proxy)
 
     assert held["Grip-Hold"] == "stream"
@@ -359,7 +372,7 @@ def test_client_that_has_got_hold_of_a_page_s_link_is_refused(
     proxy: dict[str, str], header: str
 ) -> None:
     send_event("a", "message", "secret")
-    path = link("a", page={"a": 0})
+    path = page_path("a", 0)
 
     by_client: Any = Client().get(path, headers={**proxy, header: "x"})
     by_proxy: Any = Client().get(path, headers=proxy)
@@ -376,7 +389,7 @@ def test_page_s_link_expires_soon_and_cleanly(
     send_event("a", "message", "secret")
     age = PAGE_LIFETIME - PAGE_QUANTUM - 1 + (PAGE_QUANTUM + 2 if is_old else 0)
 
-    response: Any = Client().get(link("a", page={"a": 0}, age=age), headers=proxy)
+    response: Any = Client().get(page_path("a", 0, age=age), headers=proxy)
 
     assert is_empty(response) == is_old
 
@@ -399,14 +412,14 @@ def test_everything_that_the_answer_depends_on_is_in_the_signed_path(
     other_user, other_channels, other_page = change(user, channels, page)
     other = sign_link(Reader(other_channels, other_user), other_page, now=now)
     assert token != other
-    mixed = other.rpartition(":")[0] + ":" + token.rpartition(":")[2]
+    mixed = other.rpartition("~")[0] + "~" + token.rpartition("~")[2]
 
     assert is_empty(Client().get(f"/events/next/{mixed}/", headers=proxy))
 
 
 def test_query_of_a_link_changes_nothing(proxy: dict[str, str]) -> None:
     send_events(EventSpec("a", "message", n) for n in range(3))
-    path = link("a", page={"a": 1})
+    path = page_path("a", 1)
 
     plain: Any = Client().get(path, headers=proxy)
     queried: Any = Client().get(
@@ -436,8 +449,8 @@ def test_report_of_a_failure_shows_no_event(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no link today")
 
-    path = {"link": link("a"), "page": link("a", page={"a": 0})}.get(what)
-    headers = {**proxy, "Grip-Last": LAST}
+    path = {"link": HELD_PATH, "page": page_path("a", 0)}.get(what)
+    headers = {**proxy, **held_stream("a")}
     if path is None:
         path, headers["Last-Event-ID"] = "/events/?channel=a", "a:0"
     monkeypatch.setattr("eventstream.hold.sign_link", fail)

@@ -50,6 +50,14 @@ def test_paused_target_gets_nothing_and_the_other_everything(targets: Targets) -
     assert pending("default") == []
 
 
+def test_paused_target_is_not_reminded_of_its_streams(targets: Targets) -> None:
+    pause("a", reason="new certificate")
+
+    jobs.republish("default")
+
+    assert [target.reminders for target in targets.values()] == [0, 1]
+
+
 def test_wake_up_of_a_paused_target_numbers_and_says_why(targets: Targets) -> None:
     pause("a", reason="new certificate")
     send(2)

@@ -857,6 +857,24 @@ def test_sweep_finds_what_nobody_was_woken_for(targets: Targets) -> None:
     assert targets["a"].ids("orders") == [1, 2]
 
 
+@pytest.mark.usefixtures("one_minute")
+def test_targets_are_reminded_of_their_streams_once_a_minute(targets: Targets) -> None:
+    for _ in range(3):
+        assert jobs.republish("default") is not None
+
+    assert [target.reminders for target in targets.values()] == [1, 1]
+
+
+def test_target_that_cannot_be_reminded_keeps_none_of_the_others_from_it(
+    targets: Targets,
+) -> None:
+    targets["a"].is_down = True
+
+    assert jobs.republish("default") is not None
+
+    assert targets["b"].reminders == 1
+
+
 def test_job_runs_once_at_a_time(targets: Targets) -> None:
     Job.objects.create(name="republish", lease_until=Now() + ago(5))
     assert jobs.republish("default") is None

@@ -19,6 +19,7 @@ from pytest_django import Settings
 from eventstream import EventSpec, send_event, send_events
 from eventstream.reading import Reader, sign_link
 from eventstream.testing import drain_outbox
+from tests.support.holds import HELD_PATH, held_stream, last_ids, next_path
 from tests.support.sse import Message, Parser
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -33,12 +34,6 @@ def open_stream(headers: dict[str, str], query: str, **more: str) -> HttpRespons
     response: Any = Client().get(f"/events/?{query}", headers={**headers, **more})
     assert response.status_code == 200
     return response  # type: ignore[no-any-return]
-
-
-def next_path(response: HttpResponseBase) -> str:
-    link, _, parameters = response["Grip-Link"].partition("; ")
-    assert parameters.startswith("rel=next")
-    return str(link).strip("<>")
 
 
 # --- who holds
@@ -72,8 +67,8 @@ def test_answer_to_a_proxy_is_not_compressed(
     drain_outbox()
     path = "/events/?channel=a"
     if way == "a next link":
-        path = next_path(open_stream(proxy, "channel=a"))
-    headers = {**proxy, "Accept-Encoding": "gzip", "Grip-Last": "events-a; last-id=0"}
+        path = HELD_PATH
+    headers = {**proxy, "Accept-Encoding": "gzip", **held_stream("a")}
 
     response = Client().get(path, headers=headers)
 
@@ -85,10 +80,9 @@ def test_next_link_is_no_matter_of_a_login(
     proxy: dict[str, str], settings: Settings
 ) -> None:
     required = "django.contrib.auth.middleware.LoginRequiredMiddleware"
-    path = next_path(open_stream(proxy, "channel=a"))
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, required]
 
-    response = Client().get(path, headers={**proxy, "Grip-Last": "events-a; last-id=0"})
+    response = Client().get(HELD_PATH, headers={**proxy, **held_stream("a")})
 
     assert response["Grip-Hold"] == "stream"
     assert Client().get("/events/health/ready").status_code == 200
@@ -118,11 +112,12 @@ def test_hold_names_channels_with_the_ids_before(proxy: dict[str, str]) -> None:
 def test_next_link_goes_on_from_what_the_proxy_has_handed_over(
     proxy: dict[str, str],
 ) -> None:
-    path = next_path(open_stream(proxy, "channel=a"))
+    opened = open_stream(proxy, "channel=a")
     send_events(EventSpec("a", "message", n) for n in range(3))
     drain_outbox()
 
-    response = Client().get(path, headers={**proxy, "Grip-Last": "events-a; last-id=1"})
+    headers = {**proxy, **last_ids(opened, {"a": 1})}
+    response = Client().get(next_path(opened), headers=headers)
 
     assert [m.id for m in read(response)] == ["a:2", "a:3"]
     assert response["Grip-Hold"] == "stream"
@@ -130,23 +125,32 @@ def test_next_link_goes_on_from_what_the_proxy_has_handed_over(
 
 
 @pytest.mark.parametrize(("silence", "soon"), [(60, 10), (5, 5)])
-def test_opened_stream_is_asked_for_soon(
-    proxy: dict[str, str], settings: Any, silence: int, soon: int
+def test_stream_that_may_lack_something_is_asked_for_soon(
+    proxy: dict[str, str],
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    silence: int,
+    soon: int,
 ) -> None:
+    monkeypatch.setattr("eventstream.hold.secrets.randbelow", lambda _: 0)
     settings.EVENTSTREAM_NEXT_LINK_TIMEOUT = silence
-    headers = {**proxy, "Grip-Last": "events-a; last-id=0"}
+    headers = {**proxy, **held_stream("a")}
     opened = open_stream(proxy, "channel=a")
     token = sign_link(Reader(("a",), ""), {"a": 0}, now=time.time())
 
     links = [
         opened["Grip-Link"],
+        # The last of some pages is an opening, too.
         Client().get(f"/events/next/{token}/", headers=proxy)["Grip-Link"],
-        Client().get(next_path(opened), headers=headers)["Grip-Link"],
+        Client().get(HELD_PATH, headers=headers)["Grip-Link"],
     ]
+    send_event("a", "message", "tea")
+    drain_outbox()
+    # The proxy may have let go of what was published together with it.
+    links.append(Client().get(HELD_PATH, headers=headers)["Grip-Link"])
 
-    # The last of some pages is an opening, too.
     timeouts = [int(link.rpartition("timeout=")[2]) for link in links]
-    assert timeouts == [soon, soon, silence]
+    assert timeouts == [soon, soon, silence, soon]
 
 
 @pytest.mark.parametrize("is_paging", [False, True])
@@ -154,22 +158,22 @@ def test_stream_is_held_as_it_is_while_the_database_is_away(
     proxy: dict[str, str], monkeypatch: pytest.MonkeyPatch, is_paging: bool
 ) -> None:
     """With an error the proxy would ask again, end the stream, and may repeat events."""
-    path = next_path(open_stream(proxy, "channel=a"))
+    path, last = HELD_PATH, held_stream("a", ids={"a": "7"})
     if is_paging:
         token = sign_link(Reader(("a",), ""), {"a": 7}, now=time.time())
-        path = f"/events/next/{token}/"
+        path, last = f"/events/next/{token}/", {}
 
     def fail(*_: object, **__: object) -> None:
         raise OperationalError("connection refused")
 
     monkeypatch.setattr("eventstream.hold.read_page", fail)
-    response = Client().get(path, headers={**proxy, "Grip-Last": "events-a; last-id=7"})
+    response = Client().get(path, headers={**proxy, **last})
 
     assert response.status_code == 200
     assert response.content == b""
     assert response["Grip-Hold"] == "stream"
     assert "events-a; prev-id=7; filter=build-id" in response["Grip-Channel"]
-    assert "rel=next; timeout=10" in response["Grip-Link"]
+    assert int(response["Grip-Link"].rpartition("timeout=")[2]) <= 10
 
 
 def test_hold_leaves_out_whom_an_event_is_not_for_and_ends_for_its_channels_alone(
@@ -182,11 +186,13 @@ def test_hold_leaves_out_whom_an_event_is_not_for_and_ends_for_its_channels_alon
 
     response = client.get("/events/?channel=a&channel=live-b", headers=proxy)
 
-    assert response["Grip-Channel"].split(", ") == [
+    *channels, held = response["Grip-Channel"].split(", ")
+    assert channels == [
         "events-a; prev-id=0; filter=build-id; filter=skip-users",
         "events-live-b; filter=skip-users",
         f"user-{user.pk}; filter=require-sub",
     ]
+    assert re.fullmatch(r"held-[0-7]; prev-id=[\w.~-]+", held)
     meta = dict(part.split("=", 1) for part in response["Grip-Set-Meta"].split(", "))
     assert meta["user"] == f'"{user.pk}"'
     assert meta["id_format"] == '"a:%(events-a)s"'
@@ -210,10 +216,9 @@ def test_user_s_name_adds_nothing_to_what_the_proxy_is_told(
     settings.EVENTSTREAM_CHANNELMANAGER_CLASS = (
         "eventstream.channelmanager.DefaultChannelManager"
     )
-    token = sign_link(Reader(("a",), 'é", x="1;,%'), now=time.time())
-    proxy["Grip-Last"] = "events-a; last-id=0"
+    last = held_stream("a", user_id='é", x="1;,%')
 
-    response = Client().get(f"/events/next/{token}/", headers=proxy)
+    response = Client().get(HELD_PATH, headers={**proxy, **last})
 
     name = "%C3%A9%22%2C%20x%3D%221%3B%2C%25"
     assert f'user="{name}"' in response["Grip-Set-Meta"]
@@ -221,16 +226,45 @@ def test_user_s_name_adds_nothing_to_what_the_proxy_is_told(
     assert f"user-{name};" in response["Grip-Channel"]
 
 
-def test_equal_readers_have_equal_links(
+def test_all_readers_have_few_links_and_equal_ones_are_asked_for_alike(
     proxy: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The proxy asks for a hundred streams of a link at once, and ten times a second."""
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)  # an hour may end in between
-    paths = {next_path(open_stream(proxy, "channel=a")) for _ in range(3)}
+    opened = [open_stream(proxy, f"channel={name}") for name in "ab" * 400]
 
-    assert len(paths) == 1
-    assert next_path(open_stream(proxy, "channel=b")) not in paths
-    assert "?" not in paths.pop()
+    links = {response["Grip-Link"] for response in opened}
+    assert {link.partition("; ")[0] for link in links} == {
+        f"</events/next/{number}/>" for number in range(32)
+    }
+    # At other times, each of them.
+    timeouts = {int(link.rpartition("timeout=")[2]) for link in links}
+    assert timeouts == {8, 9, 10}
+    assert len({last_ids(response)["Grip-Last"] for response in opened}) == 2
+
+
+def test_stream_keeps_its_link(proxy: dict[str, str]) -> None:
+    """With another it would join those who are due already."""
+    opened = open_stream(proxy, "channel=a")
+
+    for _ in range(5):
+        headers = {**proxy, **last_ids(opened)}
+        response = Client().get(next_path(opened), headers=headers)
+        assert next_path(response) == next_path(opened)
+
+
+def test_channel_of_a_hold_says_when_it_was_last_asked_for(
+    proxy: dict[str, str], settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EVENTSTREAM_NEXT_LINK_TIMEOUT = 30
+    names = []
+    for now in (600, 659, 660, 600 + 7 * 60, 600 + 8 * 60):
+        monkeypatch.setattr("eventstream.hold.time.time", lambda now=now: now)
+        response = open_stream(proxy, "channel=a")
+        names.append(response["Grip-Channel"].rpartition(", ")[2].partition(";")[0])
+
+    assert names == ["held-2", "held-2", "held-3", "held-1", "held-2"]
 
 
 @pytest.mark.parametrize("release", ["1.36", "1.41"])
@@ -243,9 +277,7 @@ def test_page_that_is_not_the_last_links_on_and_does_not_hold(
     response: Any
     received, holds, was_filtered = "", [], begin == "held"
     if begin == "held":
-        token = sign_link(Reader(("a b",), ""), now=time.time())
-        last = {"Grip-Last": "events-a%20b; last-id=0"}
-        response = Client().get(f"/events/next/{token}/", headers=proxy | last)
+        response = Client().get(HELD_PATH, headers=proxy | held_stream("a b"))
     else:
         response = open_stream(proxy, "channel=a b", **{"Last-Event-ID": "a%20b:0"})
     while True:
@@ -308,14 +340,13 @@ def test_answer_too_large_to_hold_links_on(proxy: dict[str, str]) -> None:
 def test_link_that_is_not_good_ends_the_stream_quietly(
     proxy: dict[str, str], settings: Settings, what: str
 ) -> None:
-    now = time.time() - (90_000 if what == "expired" else 0)
-    token = sign_link(Reader(("a",), ""), now=now)
+    last = held_stream("a", age=90_000 if what == "expired" else 0)
     if what == "tampered":
-        token = "x" + token[1:]
+        last = {"Grip-Last": f"{last['Grip-Last']}x"}
     elif what == "other key":
         settings.SECRET_KEY = "other"
 
-    response = Client().get(f"/events/next/{token}/", headers=proxy)
+    response = Client().get(HELD_PATH, headers={**proxy, **last})
 
     assert (response.status_code, response.content) == (200, b"")
     assert "Grip-Hold" not in response
@@ -324,14 +355,12 @@ def test_link_that_is_not_good_ends_the_stream_quietly(
 
 def test_link_asks_for_permission_again(proxy: dict[str, str]) -> None:
     user = User.objects.create(username="u")
-    token = sign_link(Reader((f"private-{user.pk}",), str(user.pk)), now=time.time())
-    path = f"/events/next/{token}/"
-    proxy["Grip-Last"] = f"events-private-{user.pk}; last-id=0"
-    allowed = Client().get(path, headers=proxy)
+    headers = {**proxy, **held_stream(f"private-{user.pk}", user_id=str(user.pk))}
+    allowed = Client().get(HELD_PATH, headers=headers)
     user.is_active = False
     user.save()
 
-    refused = Client().get(path, headers=proxy)
+    refused = Client().get(HELD_PATH, headers=headers)
 
     assert allowed["Grip-Hold"] == "stream"
     assert "Grip-Hold" not in refused

@@ -103,7 +103,7 @@ POINTS = {
         "proxied", "eventstream.hold", "read_page", True, call=4
     ),
     "hold, next link asked, nothing read": Point(
-        "proxied", "eventstream.views", "read_link", False
+        "proxied", "eventstream.hold", "read_link", False
     ),
 }
 """The call of `read_page` is that of a next link: three readers are there by then."""

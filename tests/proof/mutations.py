@@ -300,8 +300,23 @@ MUTATIONS = [
     ),
     Mutation(
         "a stream that opens behind a proxy is asked for late", "eventstream/hold.py",
-        "min(ASK_SOON, silence) if is_asked_soon else silence", "silence",
-        "tests/integration/test_views.py::test_opened_stream_is_asked_for_soon",
+        "silence = min(ASK_SOON, silence)", "pass",
+        "tests/integration/test_views.py::test_stream_that_may_lack_something_is_asked_for_soon",
+    ),
+    Mutation(
+        "what a proxy lets go of while it asks is late", "eventstream/hold.py",
+        "is_asked_soon=has_moved or kind", "is_asked_soon=kind",
+        "tests/integration/test_views.py::test_stream_that_may_lack_something_is_asked_for_soon",
+    ),
+    Mutation(
+        "a page's token is one of a held stream", "eventstream/hold.py",
+        "    if (kind is LinkKind.HOLD) != (number is not None):\n", "    if False:\n",
+        "tests/integration/test_links.py::test_token_of_another_kind_of_link_is_not_good",
+    ),
+    Mutation(
+        "a proxy is never reminded of its streams", "eventstream/jobs.py",
+        "            target.remind()\n", "            pass\n",
+        "tests/integration/test_relay.py::test_targets_are_reminded_of_their_streams_once_a_minute",
     ),
     Mutation(
         "prune leaves the letters", "eventstream/pruning.py",

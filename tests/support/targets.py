@@ -23,6 +23,7 @@ class RecordingTarget(Target):
         chokes_on: Fail any call with one of these data, each time, and not for good.
         refuses_all: Refuse whatever comes, as a proxy with a wrong route does.
         before: Called before each call is answered.
+        reminders: How often it was reminded of its streams.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,6 +35,7 @@ class RecordingTarget(Target):
         self.chokes_on: set[str] = set()
         self.refuses_all = False
         self.before: Callable[[], object] = lambda: None
+        self.reminders = 0
 
     def encode(self, row: OutboxRow) -> list[Item]:
         place = "kick" if row.kind else row.eid
@@ -51,6 +53,11 @@ class RecordingTarget(Target):
             raise PublishRejectedError("bad content", status=400)
         self.received += decoded
         self.batches.append(len(items))
+
+    def remind(self) -> None:
+        self.reminders += 1
+        if self.is_down:
+            raise PublishUnavailableError(f"{self.name} is down")
 
     def ids(self, channel: str) -> list[object]:
         """Return the ids accepted for a channel, in order."""

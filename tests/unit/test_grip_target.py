@@ -124,6 +124,25 @@ def test_prefix_is_put_before_the_channel(
     assert endpoint.items[0]["channel"] == "site-events-a%20b"
 
 
+def test_proxy_is_reminded_of_streams_that_it_has_not_asked_for_in_a_while(
+    endpoint: GripEndpoint, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those held two to six periods ago, by an item that follows nothing."""
+    settings.GRIP_PREFIX = "site-"
+    settings.EVENTSTREAM_NEXT_LINK_TIMEOUT = 30
+    monkeypatch.setattr("eventstream.targets.grip.time.time", lambda: 600 + 59)
+
+    target = GripTarget({"control_uri": endpoint.url})
+    target.remind()
+    target.close()
+
+    channels = {item["channel"] for item in endpoint.items}
+    # 600 s are ten periods, so it is the third of eight.
+    assert channels == {f"site-held-{number}" for number in (0, 7, 6, 5, 4)}
+    for item in endpoint.items:
+        assert not {"id", "prev-id"} & set(item)
+
+
 def test_kick_tells_then_closes_the_user_s_streams_of_the_channel(
     endpoint: GripEndpoint,
 ) -> None:

@@ -1,0 +1,108 @@
+"""Streams that Pushpin holds, and when it asks for them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from tests.support.sse import Stream, numbers
+from tests.support.stack import Stack, running
+
+REMIND = """
+from eventstream.targets import get_targets
+for target in get_targets().values():
+    target.remind()
+"""
+
+
+@contextmanager
+def installed(**settings: Any) -> Iterator[Stack]:
+    """Give a stack with Pushpin and these settings."""
+    env = {"ES_SET": json.dumps(settings)}
+    with running(with_pushpin=True, env=env) as stack:
+        yield stack
+
+
+def open_all(stack: Stack, exits: ExitStack, queries: list[str]) -> list[Stream]:
+    """Open a stream for each query, some at a time."""
+    with ThreadPoolExecutor(20) as pool:
+        urls = [f"{stack.url}/events/?{query}" for query in queries]
+        streams = list(pool.map(lambda url: Stream(url, timeout=30), urls))
+    return [exits.enter_context(stream).open() for stream in streams]
+
+
+def test_readers_who_all_differ_do_not_wait_while_each_is_asked_for() -> None:
+    """It asks ten times a second at most, and passes on nothing to those who wait for it."""
+    with installed() as stack, ExitStack() as exits:
+        own = [f"channel=all&channel=own-{n}" for n in range(200)]
+        streams = open_all(stack, exits, own)
+        # All were asked for a second after they came, as the first of their channels.
+        for _ in range(5):
+            stack.send("all")
+            for stream in streams:
+                assert stream.next(timeout=3).type == "message"
+            time.sleep(0.5)
+
+
+def test_readers_who_are_asked_for_together_get_what_is_their_own() -> None:
+    """Pushpin shares requests in flight by their path and Grip-Last."""
+    manager = "tests.channels.SlowChannelManager"
+    changed = {
+        "EVENTSTREAM_CHANNELMANAGER_CLASS": manager,
+        "EVENTSTREAM_NEXT_LINK_TIMEOUT": 3,
+        "EVENTSTREAM_UNNUMBERED_AFTER": 0.1,
+    }
+    with installed(**changed) as stack, ExitStack() as exits:
+        assert stack.worker
+        names = [f"slow-{n}" for n in range(40)]
+        streams = open_all(stack, exits, [f"channel={name}" for name in names])
+        for stream in streams:
+            assert stream.next().type == "initial-state"
+        # Nothing is published: what they get is what they are answered, at the same time.
+        stack.worker.send_signal(signal.SIGSTOP)
+        for name in names:
+            stack.send(name, data=f"of {name}")
+        got = [stream.next() for stream in streams]
+        assert [json.loads(message.data) for message in got] == [
+            f"of {name}" for name in names
+        ]
+
+
+def test_event_published_with_one_that_a_proxy_is_being_told_of_is_there_soon() -> None:
+    """It drops what comes meanwhile and does not follow what it is told, and asks no more."""
+    changed = {
+        "EVENTSTREAM_CHANNELMANAGER_CLASS": "tests.channels.SlowChannelManager",
+        "EVENTSTREAM_UNNUMBERED_AFTER": 0.1,
+    }
+    with installed(**changed) as stack:
+        assert stack.worker
+        stack.worker.send_signal(signal.SIGSTOP)
+        with Stream(f"{stack.url}/events/?channel=slow").open() as stream:
+            assert stream.next().type == "initial-state"
+            stack.send("slow")
+            # By what is asked a second after the channel's first stream, and answered in two.
+            stack.wait_until_numbered("slow", 1)
+            stack.send("slow")
+            stack.worker.send_signal(signal.SIGCONT)
+            assert list(numbers(stream.take(2, timeout=20))) == [1, 2]
+
+
+def test_stream_whose_client_was_slow_is_asked_for_again() -> None:
+    """Up to Pushpin 1.40 not by itself, if the stream has several channels."""
+    with installed(EVENTSTREAM_NEXT_LINK_TIMEOUT=2) as stack:
+        assert stack.worker
+        with Stream(f"{stack.url}/events/?channel=a&channel=b").open() as stream:
+            time.sleep(3)
+            stack.send("a", 1000, data="x" * 1000)
+            stream.take(1000, timeout=30)
+            time.sleep(1)  # the worker is done
+            stack.worker.send_signal(signal.SIGSTOP)
+            stack.send("a")
+            time.sleep(9)  # two periods, of twice the link's timeout each
+            stack.run(REMIND)
+            assert stream.next().id == "a:1001,b:0"
