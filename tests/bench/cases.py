@@ -192,6 +192,32 @@ def latency(bench: Bench, side: str, *, pushpin: bool) -> Figures:
     }
 
 
+def latency_of_users(bench: Bench, side: str) -> Figures:
+    """An event a second to readers behind Pushpin who each have a channel of their own, too.
+
+    From the call to the client's read, in the first minute: no two of them share what the
+    proxy asks for them. The value is the 99th percentile.
+    """
+    clients, count = (100, 15) if bench.is_quick else (300, 60)
+    with bench.side(side, pushpin=True) as found:
+        found.start_web()
+        found.start_worker()
+        paths = [f"{found.path('orders')}&channel=own-{n}" for n in range(clients)]
+        with load(
+            found.port, paths, clients=clients, expect=count, latencies=True,
+            per_second=50, silence=60, timeout=count + 120,
+        ) as client:  # fmt: skip
+            client.until_open()
+            found.send("rate", "orders", count, 1)
+            received = client.result()
+    return {
+        "value": received["p99_ms"],
+        "p50": received["p50_ms"],
+        "clients": clients,
+        **{fault: received[fault] for fault in FAULTS},
+    }
+
+
 # --- relaying
 
 
