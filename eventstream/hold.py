@@ -117,7 +117,7 @@ def open_stream(request: HttpRequest, reader: Reader) -> HttpResponse:
     )  # fmt: skip
 
 
-@sensitive_variables("token")
+@sensitive_variables("token", "last")
 def continue_stream(request: HttpRequest, token: str) -> HttpResponse:
     """Answer a next link: what is new, which is usually nothing, and hold again.
 
