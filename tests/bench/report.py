@@ -55,7 +55,7 @@ def _ratio(case: Case, sides: dict[str, Any], other: str, aim: float | None) -> 
     if not mine or not theirs:
         return "-"
     ratio = mine / theirs
-    text = f"{ratio:.2f}"
+    text = f"{ratio:.2f}" if ratio >= 0.01 else f"{ratio:.3f}"
     if aim is not None and (ratio > aim if case.is_low_good else ratio < aim):
         return f"**{text}**"
     return text
