@@ -44,11 +44,25 @@ def _is_free(port: int) -> bool:
     return True
 
 
+_PORTS = range(30_000, 32_768)
+"""Below those of outgoing connections, any of which could have the port before its server."""
+
+_given: set[int] = set()
+
+
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """Return a port that is free, and was not returned before.
+
+    Raises:
+        DemoError: There is none.
+    """
+    first = secrets.randbelow(len(_PORTS))
+    for step in range(len(_PORTS)):
+        port = _PORTS[(first + step) % len(_PORTS)]
+        if port not in _given and _is_free(port):
+            _given.add(port)
+            return port
+    raise DemoError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free")
 
 
 def _find_redis() -> str:
