@@ -187,6 +187,25 @@ def grip_positions(last: Mapping[str, str], reader: Reader) -> dict[str, int]:
     return positions
 
 
+_paths: dict[str, set[str]] = {}
+"""By route, the paths of streams that were seen, up to LINKS."""
+
+
+def _choose_link(request: HttpRequest, base: str) -> int:
+    """Return by which of the links below this path a stream is to be held.
+
+    Where a route has many paths, such as one for each room, each has one link: any more would
+    be as many of those that Pushpin asks for ten times a second at most.
+    """
+    match = request.resolver_match
+    paths = _paths.setdefault(match.route if match else "", set())
+    if len(paths) < LINKS:
+        paths.add(base)
+    # If they had to be asked every second, 32 would be too much.
+    most = min(LINKS // len(paths), 4 * conf.get_options().next_link_timeout)
+    return secrets.randbelow(most)
+
+
 def _stream_path(path: str, *, is_opening: bool) -> str:
     """Return a stream's own path as it is written in a header, with a slash at its end.
 
@@ -280,8 +299,7 @@ def _respond(
     if is_asked_soon:
         silence = min(ASK_SOON, silence)
     if number is None:
-        # If they had to be asked every second, so many would be too much.
-        number = secrets.randbelow(min(LINKS, 4 * options.next_link_timeout))
+        number = _choose_link(request, base)
     # Each link's own, as a crowd may have come all at once.
     silence -= silence * number // (4 * LINKS)
     instruct.set_next_link(f"{base}next/{number}/", silence)

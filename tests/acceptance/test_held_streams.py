@@ -45,7 +45,7 @@ def test_readers_who_all_differ_do_not_wait_while_each_is_asked_for() -> None:
         for _ in range(5):
             stack.send("all")
             for stream in streams:
-                assert stream.next(timeout=3).type == "message"
+                assert stream.next(timeout=8).type == "message"
             time.sleep(0.5)
 
 

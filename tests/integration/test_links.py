@@ -105,6 +105,22 @@ def test_link_of_django_eventstream_ends_the_stream(
     assert Client().get(f"/events/?channel=a&{links}").status_code == 501
 
 
+def test_route_of_many_paths_has_as_many_links_in_all(
+    proxy: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy asks for ten links a second at most, and those of different paths differ."""
+    monkeypatch.setattr("eventstream.hold._paths", {})
+    counts = []
+    for room in range(40):
+        opened = [Client().get(f"/rooms/{room}/", headers=proxy) for _ in range(3)]
+        numbers = {int(next_path(each).split("/")[-2]) for each in opened}
+        counts.append(max(numbers) + 1)
+
+    assert counts[0] <= 32
+    assert max(counts[1:4]) <= 16
+    assert counts[16:] == [1] * 24
+
+
 def my_view(request: HttpRequest, pk: int) -> HttpResponseBase:
     return events(request, channels=[f"order-{pk}"])
 

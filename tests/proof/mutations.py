@@ -309,6 +309,11 @@ MUTATIONS = [
         "tests/integration/test_views.py::test_stream_that_may_lack_something_is_asked_for_soon",
     ),
     Mutation(
+        "each room has links by the dozen", "eventstream/hold.py",
+        "min(LINKS // len(paths), ", "min(LINKS, ",
+        "tests/integration/test_links.py::test_route_of_many_paths_has_as_many_links_in_all",
+    ),
+    Mutation(
         "a page's token is one of a held stream", "eventstream/hold.py",
         "    if (kind is LinkKind.HOLD) != (number is not None):\n", "    if False:\n",
         "tests/integration/test_links.py::test_token_of_another_kind_of_link_is_not_good",
