@@ -6,7 +6,7 @@ ARGS ?=
 export PYTHONDONTWRITEBYTECODE :=
 # Three files of tests at a time, on two processors: most of a test is waiting for what it has started.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
-BEHIND_PUSHPIN := $(patsubst %,tests/acceptance/test_%.py,streams clients beginnings proxy_readers access cross_origin faults postgres console browser) tests/proof/test_process_deaths.py
+BEHIND_PUSHPIN := $(patsubst %,tests/acceptance/test_%.py,streams clients beginnings held_streams proxy_readers access cross_origin faults postgres console browser) tests/proof/test_process_deaths.py
 # Once more, as PostgreSQL keeps statements prepared, by plans that suit no value in particular.
 PREPARED := {"server_side_binding": true, "prepare_threshold": 1, "options": "-c plan_cache_mode=force_generic_plan"}
 PREPARING := $(patsubst %,tests/integration/test_%.py,console databases numbering plans reading relay reset_readers sending undelivered)
