@@ -884,9 +884,9 @@ MUTATIONS = [
         "tests/integration/test_views.py::test_every_answer_to_a_proxy_says_how_long_it_is",
     ),
     Mutation(
-        "a next link is answered to whoever has it", "eventstream/hold.py",
+        "a channel whose position is not told goes on from its end", "eventstream/hold.py",
         'raise ExpiredLinkError("The proxy does not hold such a stream")', "pass",
-        "tests/integration/test_links.py::test_link_goes_on_only_for_a_proxy_that_holds_the_stream",
+        "tests/integration/test_links.py::test_link_of_several_channels_needs_the_position_of_each",
     ),
     Mutation(
         "a proxy is told an error while the database is away", "eventstream/hold.py",
