@@ -45,7 +45,7 @@ there are more; an answer that only links on may be of any size."""
 
 CONTENT_TYPE = "text/event-stream"
 
-LINKS = 32
+LINKS = 8
 """Most next links below a path. Pushpin asks for a hundred streams of a link at once, and ten
 times a second at most; what is published to those that wait for their turn waits with them. So
 all readers have these few links, and each link has its own time."""
@@ -201,7 +201,7 @@ def _choose_link(request: HttpRequest, base: str) -> int:
     paths = _paths.setdefault(match.route if match else "", set())
     if len(paths) < LINKS:
         paths.add(base)
-    # If they had to be asked every second, 32 would be too much.
+    # If they had to be asked every second, all of them would be too many.
     most = min(LINKS // len(paths), 4 * conf.get_options().next_link_timeout)
     return secrets.randbelow(most)
 
