@@ -75,7 +75,7 @@ SETTINGS = [
     Setting("KEEP_ALIVE", 20, "Seconds of silence after which a stream gets a keep-alive.", values.integer(1, 600)),
     Setting("PADDING", 2048, "Bytes of comment that open a stream.", values.integer(0, 65_536)),
     Setting("RETRY", 2000, "Milliseconds that a client waits before it reconnects; None leaves it to the client.", values.optional(values.integer(0, 600_000))),
-    Setting("NEXT_LINK_TIMEOUT", 60, "Seconds of silence after which a proxy asks whether there is anything new.", values.integer(1, 3600)),
+    Setting("NEXT_LINK_TIMEOUT", 60, "Most seconds until a proxy asks again whether there is anything new for a stream.", values.integer(1, 3600)),
     Setting("LINK_LIFETIME", 24 * 3600, "Seconds for which a next link is good at least, an hour more at most; then the client reconnects.", values.integer(120, 30 * 86400)),
     Setting("POLL_INTERVAL", 10.0, "Seconds between two looks of a web process at the log, in case the bus is silent.", values.seconds(0.1, 300)),
     Setting("POLL_INTERVAL_WITHOUT_BUS", 0.5, "The same where there is no bus.", values.seconds(0.05, 300)),

@@ -51,7 +51,7 @@ times a second at most; what is published to those that wait for their turn wait
 all readers have these few links, and each link has its own time."""
 
 ASK_SOON = 10
-"""Seconds of silence after which a link is asked for the first time, or again if the database
+"""Seconds after which a link is asked for the first time, or again if the database
 could not answer. What was published between reading and holding, Pushpin finds out for the
 first stream of a channel alone, and forgets the channel's last id by it: see decisions/0004."""
 
@@ -201,9 +201,7 @@ def _choose_link(request: HttpRequest, base: str) -> int:
     paths = _paths.setdefault(match.route if match else "", set())
     if len(paths) < LINKS:
         paths.add(base)
-    # If they had to be asked every second, all of them would be too many.
-    most = min(LINKS // len(paths), 4 * conf.get_options().next_link_timeout)
-    return secrets.randbelow(most)
+    return secrets.randbelow(LINKS // len(paths))
 
 
 def _stream_path(path: str, *, is_opening: bool) -> str:

@@ -28,11 +28,17 @@ def installed(**settings: Any) -> Iterator[Stack]:
         yield stack
 
 
-def open_all(stack: Stack, exits: ExitStack, queries: list[str]) -> list[Stream]:
+def open_all(
+    stack: Stack, exits: ExitStack, queries: list[str], cookies: list[str] | None = None
+) -> list[Stream]:
     """Open a stream for each query, some at a time."""
+    headers = [{"Cookie": cookie} for cookie in cookies or [""] * len(queries)]
+
+    def open_one(query: str, header: dict[str, str]) -> Stream:
+        return Stream(f"{stack.url}/events/?{query}", headers=header, timeout=30)
+
     with ThreadPoolExecutor(20) as pool:
-        urls = [f"{stack.url}/events/?{query}" for query in queries]
-        streams = list(pool.map(lambda url: Stream(url, timeout=30), urls))
+        streams = list(pool.map(open_one, queries, headers))
     return [exits.enter_context(stream).open() for stream in streams]
 
 
@@ -49,15 +55,41 @@ def test_readers_who_all_differ_do_not_wait_while_each_is_asked_for() -> None:
             time.sleep(0.5)
 
 
+SLOW = {
+    "EVENTSTREAM_CHANNELMANAGER_CLASS": "tests.channels.SlowChannelManager",
+    "EVENTSTREAM_NEXT_LINK_TIMEOUT": 3,
+    "EVENTSTREAM_UNNUMBERED_AFTER": 0.1,
+}
+"""What the proxy asks takes two seconds, so that questions meet."""
+
+
+def test_users_who_are_at_the_same_place_get_what_is_for_them() -> None:
+    """Of what Pushpin looks at before it shares a question, the token alone differs."""
+    with installed(**SLOW) as stack, ExitStack() as exits:
+        assert stack.worker
+        stack.run(
+            "from django.contrib.auth.models import User\n"
+            "for pk in range(1, 5): User.objects.create(pk=pk, username=pk)"
+        )
+        pks = [1, 2, 3, 4] * 5
+        cookies = [stack.log_in(pk) for pk in pks]
+        streams = open_all(stack, exits, ["channel=slow"] * len(pks), cookies)
+        for stream in streams:
+            assert stream.next().type == "initial-state"
+        stack.worker.send_signal(signal.SIGSTOP)
+        stack.run(
+            "from eventstream import send_event\n"
+            "send_event('slow', 'message', 'a', skip_user_ids=[1, 2])\n"
+            "send_event('slow', 'message', 'b')"
+        )
+        for pk, stream in zip(pks, streams, strict=True):
+            mine = [2] if pk < 3 else [1, 2]
+            assert list(numbers(stream.take(len(mine)))) == mine
+
+
 def test_readers_who_are_asked_for_together_get_what_is_their_own() -> None:
-    """Pushpin shares requests in flight by their path and Grip-Last."""
-    manager = "tests.channels.SlowChannelManager"
-    changed = {
-        "EVENTSTREAM_CHANNELMANAGER_CLASS": manager,
-        "EVENTSTREAM_NEXT_LINK_TIMEOUT": 3,
-        "EVENTSTREAM_UNNUMBERED_AFTER": 0.1,
-    }
-    with installed(**changed) as stack, ExitStack() as exits:
+    """Pushpin shares questions in flight by their path and Grip-Last."""
+    with installed(**SLOW) as stack, ExitStack() as exits:
         assert stack.worker
         names = [f"slow-{n}" for n in range(40)]
         streams = open_all(stack, exits, [f"channel={name}" for name in names])
@@ -75,11 +107,7 @@ def test_readers_who_are_asked_for_together_get_what_is_their_own() -> None:
 
 def test_event_published_with_one_that_a_proxy_is_being_told_of_is_there_soon() -> None:
     """It drops what comes meanwhile and does not follow what it is told, and asks no more."""
-    changed = {
-        "EVENTSTREAM_CHANNELMANAGER_CLASS": "tests.channels.SlowChannelManager",
-        "EVENTSTREAM_UNNUMBERED_AFTER": 0.1,
-    }
-    with installed(**changed) as stack:
+    with installed(**SLOW | {"EVENTSTREAM_NEXT_LINK_TIMEOUT": 60}) as stack:
         assert stack.worker
         stack.worker.send_signal(signal.SIGSTOP)
         with Stream(f"{stack.url}/events/?channel=slow").open() as stream:
