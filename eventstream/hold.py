@@ -143,11 +143,11 @@ def continue_stream(request: HttpRequest, token: str) -> HttpResponse:
         last = request.grip.last  # type: ignore[attr-defined]
         token = held_token(last)
     reader, kind = read_link(token, now=time.time())
-    if (kind is LinkKind.HOLD) != (number is not None):
+    if kind.is_hold != (number is not None):
         raise ExpiredLinkError("The token is of another kind of link")
     if kind is LinkKind.BARE_PAGE and reader.positions:
         return _respond(request, reader, reader.positions, "", False)
-    if kind is LinkKind.HOLD:
+    if kind.is_hold:
         positions = grip_positions(last, reader)
         if len(positions) < len(reader.reliable):
             raise ExpiredLinkError("The proxy does not hold such a stream")
@@ -165,11 +165,13 @@ def continue_stream(request: HttpRequest, token: str) -> HttpResponse:
             number=number, is_asked_soon=True,
         )  # fmt: skip
     # What is published meanwhile the proxy lets go if it does not follow the answer: together
-    # with an event that the answer has, another one may be gone.
-    has_moved = page.positions != reader.positions
+    # with an event that the answer has, another one may be gone. Once is enough: a channel in
+    # which there is news again so soon shows the gap by its next event. If each answer of a
+    # busy channel were asked about soon, all its streams would be, all the time.
+    has_news = page.positions != reader.positions and kind is LinkKind.HOLD
     return _respond(
         request, reader, page.positions, page.text, page.is_last,
-        number=number, is_asked_soon=has_moved or kind is not LinkKind.HOLD,
+        number=number, is_asked_soon=not kind.is_hold, has_news=has_news,
     )  # fmt: skip
 
 
@@ -229,6 +231,7 @@ def _respond(
     is_opening: bool = False,
     number: int | None = None,
     is_asked_soon: bool = False,
+    has_news: bool = False,
 ) -> HttpResponse:
     """Return an answer that holds the stream, or links on to the rest of what it begins.
 
@@ -241,6 +244,7 @@ def _respond(
         is_opening: The request is the client's.
         number: The link by which the stream is held; None for any.
         is_asked_soon: Something may have been published that the proxy does not tell it.
+        has_news: The same, because the text has events; the next answer is told.
     """
     now = time.time()
     options = conf.get_options()
@@ -252,7 +256,8 @@ def _respond(
         # No hold: the proxy sends this on and asks the link at once. A first answer may be
         # large only if it has no filters.
         is_bare = is_opening or not positions
-        token = sign_link(reader, positions, now=now, is_bare=is_bare)
+        kind = LinkKind.BARE_PAGE if is_bare else LinkKind.PAGE
+        token = sign_link(reader, positions, now=now, kind=kind)
         link = f"{base}next/{token}/"
         if is_bare:
             response = _measured(text)
@@ -287,14 +292,16 @@ def _respond(
         instruct.add_channel(channel)
         # Of nobody else: a name for the anonymous could be a user's, whom events skip.
         instruct.meta["user"] = quote_channel(reader.user_id)
-    instruct.add_channel(Channel(held_channel(now), sign_link(reader, now=now)))
+    kind = LinkKind.HOLD_WITH_NEWS if has_news else LinkKind.HOLD
+    token = sign_link(reader, now=now, kind=kind)
+    instruct.add_channel(Channel(held_channel(now), token))
     if formats:
         instruct.meta["id_format"] = ",".join(formats)
         # The proxy expands the answer's body as it does each event's.
         text = escaped
     instruct.set_keep_alive(sse.KEEP_ALIVE, options.keep_alive)
     silence = options.next_link_timeout
-    if is_asked_soon:
+    if is_asked_soon or has_news:
         silence = min(ASK_SOON, silence)
     if number is None:
         number = _choose_link(request, base)

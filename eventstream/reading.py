@@ -201,11 +201,19 @@ def _set_user(
 
 
 class LinkKind(Enum):
-    """The answer that a next link came with."""
+    """The answer that a next link came with: the values are what tokens have for it."""
 
-    HOLD = "a hold"
-    PAGE = "a page that is not the last"
-    BARE_PAGE = "the same, without filters"
+    HOLD = 0
+    HOLD_WITH_NEWS = 1
+    """A hold whose answer had something, and that is asked about soon for that."""
+    PAGE = 2
+    """A page that is not the last."""
+    BARE_PAGE = 3
+    """The same, without filters."""
+
+    @property
+    def is_hold(self) -> bool:
+        return self in {LinkKind.HOLD, LinkKind.HOLD_WITH_NEWS}
 
 
 def sign_link(
@@ -213,7 +221,7 @@ def sign_link(
     positions: Mapping[str, int] | None = None,
     *,
     now: float,
-    is_bare: bool = False,
+    kind: LinkKind = LinkKind.HOLD,
 ) -> str:
     """Return what stands for a reader in a next link. Equal arguments within an hour: equal.
 
@@ -225,15 +233,12 @@ def sign_link(
         reader: Whose link it is.
         positions: Where to go on from, while paging. A held stream's is in Grip-Last.
         now: Seconds since the epoch.
-        is_bare: The answer with this link has no filters; see hold.continue_stream.
+        kind: What comes with it.
     """
-    quantum = LINK_QUANTUM if positions is None else PAGE_QUANTUM
-    issued = int(now) // quantum
-    content: list[Any] = [issued, reader.user_id, list(reader.channels)]
+    issued = int(now) // (LINK_QUANTUM if kind.is_hold else PAGE_QUANTUM)
+    content: list[Any] = [issued, kind.value, reader.user_id, list(reader.channels)]
     if positions is not None:
         content.append(format_position(positions))
-        if not is_bare:
-            content.append(1)
     return signing.Signer(salt=_LINK_SALT, sep=_LINK_SEPARATOR).sign_object(
         content, compress=True
     )
@@ -250,18 +255,18 @@ def read_link(token: str, *, now: float) -> tuple[Reader, LinkKind]:
         content = signing.Signer(salt=_LINK_SALT, sep=_LINK_SEPARATOR).unsign_object(
             token
         )
-        issued, user_id, channels, *rest = content
+        issued, number, user_id, channels, *rest = content
+        kind = LinkKind(number)
     except (signing.BadSignature, ValueError, TypeError) as error:
         raise ExpiredLinkError("The link is not one of this site") from error
-    if rest:
-        expires = issued * PAGE_QUANTUM + PAGE_LIFETIME
-    else:
+    if kind.is_hold:
         # From the end of its hour: one of a shorter lifetime would be too old when it is new.
         expires = (issued + 1) * LINK_QUANTUM + conf.get_options().link_lifetime
+    else:
+        expires = issued * PAGE_QUANTUM + PAGE_LIFETIME
     if expires < now:
         raise ExpiredLinkError("The link has expired")
     positions = parse_position(rest[0]) if rest and rest[0] else {}
-    kind = (LinkKind.HOLD, LinkKind.BARE_PAGE, LinkKind.PAGE)[min(len(rest), 2)]
     return Reader(tuple(channels), user_id, positions), kind
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +27,7 @@ from eventstream.positions import quote_channel
 from eventstream.reading import (
     PAGE_LIFETIME,
     PAGE_QUANTUM,
+    LinkKind,
     Reader,
     read_link,
     sign_link,
@@ -43,7 +45,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def page_path(channel: str, position: int, *, age: float = 0) -> str:
     """Return the link that a page ends with."""
     reader = Reader((channel,), "")
-    token = sign_link(reader, {channel: position}, now=time.time() - age)
+    now = time.time() - age
+    token = sign_link(reader, {channel: position}, now=now, kind=LinkKind.PAGE)
     return f"/events/next/{token}/"
 
 
@@ -337,7 +340,8 @@ def test_token_of_another_kind_of_link_is_not_good(
     proxy: dict[str, str], way: str
 ) -> None:
     send_event("a", "message", "secret")
-    page = sign_link(Reader(("a",), ""), {"a": 0}, now=time.time())
+    reader = Reader(("a",), "")
+    page = sign_link(reader, {"a": 0}, now=time.time(), kind=LinkKind.PAGE)
     held = held_stream("a")
     path = HELD_PATH
     if way == "a page's in the header":
@@ -424,9 +428,10 @@ def test_everything_that_the_answer_depends_on_is_in_the_signed_path(
 ) -> None:
     now = time.time()
     user, channels, page = "1", ("a",), {"a": 0}
-    token = sign_link(Reader(channels, user), page, now=now)
+    sign = partial(sign_link, now=now, kind=LinkKind.PAGE)
+    token = sign(Reader(channels, user), page)
     other_user, other_channels, other_page = change(user, channels, page)
-    other = sign_link(Reader(other_channels, other_user), other_page, now=now)
+    other = sign(Reader(other_channels, other_user), other_page)
     assert token != other
     mixed = other.rpartition("~")[0] + "~" + token.rpartition("~")[2]
 

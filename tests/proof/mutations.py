@@ -305,7 +305,12 @@ MUTATIONS = [
     ),
     Mutation(
         "what a proxy lets go of while it asks is late", "eventstream/hold.py",
-        "is_asked_soon=has_moved or kind", "is_asked_soon=kind",
+        "has_news=has_news,", "has_news=False,",
+        "tests/integration/test_views.py::test_stream_that_may_lack_something_is_asked_for_soon",
+    ),
+    Mutation(
+        "the streams of a busy channel are asked for soon, always", "eventstream/hold.py",
+        "reader.positions and kind is LinkKind.HOLD\n", "reader.positions\n",
         "tests/integration/test_views.py::test_stream_that_may_lack_something_is_asked_for_soon",
     ),
     Mutation(
@@ -315,7 +320,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a page's token is one of a held stream", "eventstream/hold.py",
-        "    if (kind is LinkKind.HOLD) != (number is not None):\n", "    if False:\n",
+        "    if kind.is_hold != (number is not None):\n", "    if False:\n",
         "tests/integration/test_links.py::test_token_of_another_kind_of_link_is_not_good",
     ),
     Mutation(
