@@ -9,7 +9,8 @@ response lasts. With this around it, that is no longer than the view: the view s
 reads what, Django sends the head of the answer and ends the request, and the stream is
 written from here. Without it streams work as well, with Django's memory for each.
 
-It also has those wait in line who ask for a stream when many do, as after a restart.
+It also has those wait in line who ask for a stream when many do, as after a restart, and
+Django answers them in half the time: see _Handler.
 
 Imports nothing that needs Django set up: a project's asgi.py does that after its imports.
 """
@@ -18,14 +19,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.core.handlers.asgi import ASGIHandler
+from django.db import connections
 from django.http import HttpResponse
 
 if TYPE_CHECKING:
     from django.core.handlers.asgi import ASGIRequest
+    from django.http import HttpRequest
+    from django.http.response import HttpResponseBase
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -70,6 +78,57 @@ class _Line:
         await places.acquire()
         handover.places = places
         loop.call_later(KEPT, handover.leave_line)
+
+
+class _Handler(ASGIHandler):
+    """Django's handler, with middleware and view called in one go, as under WSGI.
+
+    Django's own changes threads before and after each middleware that is not a coroutine, and
+    most are not. With four of them that is half of what an answer costs.
+    """
+
+    def load_middleware(self, is_async: bool = False) -> None:
+        super().load_middleware(is_async=False)
+
+    async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
+        return await sync_to_async(self.get_response)(request)
+
+
+class _Threads:
+    """Threads for Django to answer in: one for each request, which is kept for the next.
+
+    asgiref starts one for each request, and waits for its end.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[ThreadPoolExecutor] = []
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        """Have what is called in here, and is sensitive to threads, in a thread of its own."""
+        executor = self._idle.pop() if self._idle else ThreadPoolExecutor(1)
+        context = ThreadSensitiveContext()
+        SyncToAsync.context_to_thread_executor[context] = executor
+        token = SyncToAsync.thread_sensitive_context.set(context)
+        try:
+            yield
+        finally:
+            SyncToAsync.thread_sensitive_context.reset(token)
+            # The view of a stream that Django itself holds has ended it.
+            if SyncToAsync.context_to_thread_executor.pop(context, None) is executor:
+                self._take_back(executor)
+
+    def _take_back(self, executor: ThreadPoolExecutor) -> None:
+        # By itself, as it may still be at work for a request that was cancelled. Nothing stays
+        # open in a thread that may not be used for a long time, whatever CONN_MAX_AGE says.
+        closed = executor.submit(connections.close_all)
+        closed.add_done_callback(lambda _: self._keep(executor))
+
+    def _keep(self, executor: ThreadPoolExecutor) -> None:
+        if len(self._idle) < AT_ONCE:
+            self._idle.append(executor)
+        else:
+            executor.shutdown(wait=False)
 
 
 def _asks_for_stream(scope: Message) -> bool:
@@ -180,8 +239,19 @@ async def _wait_until_gone(receive: Receive) -> Message:
 
 
 def hold_streams(application: Application) -> Application:
-    """Return the application, with its streams held beside it."""
-    line = _Line()
+    """Return the application, with its streams held beside it.
+
+    Around Django's own, static files or not, a second handler answers the requests for
+    streams: each middleware is made twice. Around anything else, that answers them, too.
+    """
+    line, threads = _Line(), _Threads()
+    inner = application
+    if getattr(
+        application, "handles_files", False
+    ):  # as Django marks its handler of these
+        inner = application.application  # type: ignore[attr-defined]
+    is_djangos = type(inner) is ASGIHandler
+    stream_application: Application = _Handler() if is_djangos else application
 
     async def answer(
         scope: Message, receive: Receive, send: Send
@@ -190,13 +260,18 @@ def hold_streams(application: Application) -> Application:
         listening = _Listening(receive)
         # Not a copy: the view takes the token out of what the server will log.
         scope[_KEY] = handover
+        is_waited_for = _asks_for_stream(scope)
         try:
-            if _asks_for_stream(scope):
+            if is_waited_for:
                 request = await listening.hear_first()
                 # Of one whose body is still to come, nobody knows when it can be answered.
-                if not request.get("more_body"):
-                    await line.enter(handover)
-            await application(scope, listening.hear, handover.send)
+                is_waited_for = not request.get("more_body")
+            if is_waited_for:
+                await line.enter(handover)
+                with threads.lend():
+                    await stream_application(scope, listening.hear, handover.send)
+            else:
+                await application(scope, listening.hear, handover.send)
             # Whoever still has the request, a log record for instance, is not to have the
             # stream.
             write, handover.write = handover.write, None

@@ -945,6 +945,31 @@ MUTATIONS = [
         "tests/integration/test_hub.py::test_kicked_reader_is_sent_nothing_until_the_manager_could_be_asked",
     ),
     Mutation(
+        "each middleware has a thread of its own", "eventstream/asgi.py",
+        "_Handler() if is_djangos else application", "application",
+        "tests/integration/test_asgi_threads.py::test_middleware_and_view_are_called_in_one_go",
+    ),
+    Mutation(
+        "a thread is for one request alone", "eventstream/asgi.py",
+        "self._idle.pop() if self._idle else ThreadPoolExecutor(1)", "ThreadPoolExecutor(1)",
+        "tests/integration/test_asgi_threads.py::test_thread_is_kept_for_the_next_request",
+    ),
+    Mutation(
+        "a thread is kept for each of a crowd", "eventstream/asgi.py",
+        "if len(self._idle) < AT_ONCE:", "if True:",
+        "tests/integration/test_asgi_threads.py::test_no_more_are_kept_than_are_let_in_at_once",
+    ),
+    Mutation(
+        "a thread that is at work is another's", "eventstream/asgi.py",
+        "closed.add_done_callback(lambda _: self._keep(executor))", "self._keep(executor)",
+        "tests/integration/test_asgi_threads.py::test_who_is_still_at_work_holds_up_nobody",
+    ),
+    Mutation(
+        "a thread that waits keeps its connections", "eventstream/asgi.py",
+        "executor.submit(connections.close_all)", "executor.submit(int)",
+        "tests/integration/test_asgi_threads.py::test_nothing_is_kept_open_in_a_thread_that_waits",
+    ),
+    Mutation(
         "a stream is written though a middleware has answered", "eventstream/asgi.py",
         "if any(name.lower() == _MARK_BYTES for name, _ in headers):", "if True:",
         "tests/integration/test_asgi.py::test_middleware_has_the_last_word",
