@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ class PushpinConfig:
             of its Prometheus page: 127.0.0.1 or one of a private network.
         metrics_port: Where it shows that page; None for nowhere. Named in
             EVENTSTREAM_PROXY_METRICS, it tells how many readers there are.
-        max_connections: Most clients. Each takes a file descriptor.
+        max_connections: Most clients; have it twice as many as are expected. Each takes a
+            file descriptor, and so does a question about its stream, while it is asked.
         libdir: Where internal.conf is; by default that of the installed Pushpin.
         log_level: 0 errors, 1 warnings, 2 information.
     """
@@ -56,7 +58,7 @@ class PushpinConfig:
     host: str = "127.0.0.1"
     publish_host: str = "127.0.0.1"
     metrics_port: int | None = None
-    max_connections: int = 5000
+    max_connections: int = 10000
     libdir: str = dataclasses.field(default_factory=_find_libdir)
     log_level: int = 1
 
@@ -86,12 +88,33 @@ class PushpinConfig:
             if self.metrics_port
             else "# prometheus_port=127.0.0.1:7998"
         )
+        values["templates"] = self._write_zurl()
         for name in ("routes", "pushpin.conf"):
             template = Template((_HERE / f"{name}.template").read_text())
             target = self.directory / name
             target.touch(mode=0o600)
             target.write_text(template.substitute(values))
         return self.directory / "pushpin.conf"
+
+    def _write_zurl(self) -> str:
+        """Have zurl make as many requests at once as there may be clients, rather than 2,000.
+
+        Any more wait, and some hundreds later are answered with an error: clients that open
+        get it, and streams that are asked about then may be given an event twice (see
+        decisions/0013). From 1.40 on there is no zurl, and no such template.
+
+        Returns:
+            The line of pushpin.conf that says where the runner's templates are.
+        """
+        name = "runner/zurl.conf.template"
+        source, target = Path(self.libdir, name), self.directory / name
+        if not source.exists():
+            return ""
+        target.parent.mkdir(exist_ok=True)
+        text = source.read_text()
+        most = f"max_open_requests={self.max_connections}"
+        target.write_text(re.sub(r"(?m)^max_open_requests=.*$", most, text))
+        return f"libdir={self.directory}"
 
     def command(self) -> list[str]:
         """Write the files, and return the command that runs Pushpin in the foreground."""

@@ -10,7 +10,7 @@ All is said by the environment:
   PUSHPIN_PORT             where browsers connect, 7999
   PUSHPIN_DIR              a short path for configuration, sockets and logs; by default a new
                            temporary folder, which is removed at the end
-  PUSHPIN_MAX_CONNECTIONS  most clients, 5000
+  PUSHPIN_MAX_CONNECTIONS  most clients, 10000: twice as many as are expected
   PUSHPIN_METRICS_PORT     of its Prometheus page; by default none
   PUSHPIN_STANDBY_PORT     of 127.0.0.1, for what answers while no web process does, 7997
   PUSHPIN_HOST             address on which browsers are served, 127.0.0.1
@@ -55,7 +55,7 @@ def configure() -> PushpinConfig:
         host=os.environ.get("PUSHPIN_HOST") or "127.0.0.1",
         publish_host=os.environ.get("PUSHPIN_PUBLISH_HOST") or "127.0.0.1",
         metrics_port=get_int("PUSHPIN_METRICS_PORT") or None,
-        max_connections=get_int("PUSHPIN_MAX_CONNECTIONS", default=5000),
+        max_connections=get_int("PUSHPIN_MAX_CONNECTIONS", default=10000),
         # The last: nothing is left behind of what is refused.
         directory=Path(directory or tempfile.mkdtemp(prefix="pp-")),
         is_temporary=not directory,

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from tests.support.processes import free_port
+from tests.support.pushpin import Pushpin
 from tests.support.sse import Stream, numbers
 from tests.support.stack import Stack, running
 
@@ -135,3 +137,15 @@ def test_stream_whose_client_was_slow_is_asked_for_again() -> None:
             time.sleep(9)  # two periods, of twice the link's timeout each
             stack.run(REMIND)
             assert stream.next().id == "a:6001,b:0"
+
+
+def test_as_many_are_asked_for_at_once_as_there_may_be() -> None:
+    """Up to 1.39 zurl makes Pushpin's requests; by its own configuration 2,000 at once."""
+    pushpin = Pushpin(free_port())
+    try:
+        written = pushpin.config.directory / "run" / "zurl.conf"
+        assert written.exists() == ("zurl" in pushpin.config.services)
+        if written.exists():
+            assert "\nmax_open_requests=10000\n" in written.read_text()
+    finally:
+        pushpin.close()

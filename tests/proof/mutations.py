@@ -970,6 +970,11 @@ MUTATIONS = [
         "tests/integration/test_asgi_threads.py::test_nothing_is_kept_open_in_a_thread_that_waits",
     ),
     Mutation(
+        "zurl makes 2,000 requests at once", "deploy/pushpin/__init__.py",
+        "        if not source.exists():\n", "        if True:\n",
+        "tests/acceptance/test_held_streams.py::test_as_many_are_asked_for_at_once_as_there_may_be",
+    ),
+    Mutation(
         "a stream is written though a middleware has answered", "eventstream/asgi.py",
         "if any(name.lower() == _MARK_BYTES for name, _ in headers):", "if True:",
         "tests/integration/test_asgi.py::test_middleware_has_the_last_word",
