@@ -11,6 +11,10 @@ from string import Template
 
 _HERE = Path(__file__).resolve().parent
 
+PIPES = 50
+"""Between two parts of Pushpin, for requests. Each takes a hundred that are not read yet; if
+there is no room, the request is answered with 502 at once."""
+
 
 def _find_libdir() -> str:
     """Return where internal.conf is: in the lib beside the bin of the first on PATH."""
@@ -89,6 +93,9 @@ class PushpinConfig:
             else "# prometheus_port=127.0.0.1:7998"
         )
         values["templates"] = self._write_zurl()
+        for name in ("zurl-in", "connmgr-client-in", "intreq-in"):
+            address = f"ipc://{{rundir}}/{{ipc_prefix}}{name}"
+            values[name.replace("-", "_")] = ",".join([address] * PIPES)
         for name in ("routes", "pushpin.conf"):
             template = Template((_HERE / f"{name}.template").read_text())
             target = self.directory / name

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import pytest
 
 from tests.support.processes import free_port
 from tests.support.pushpin import Pushpin
@@ -149,3 +154,55 @@ def test_as_many_are_asked_for_at_once_as_there_may_be() -> None:
             assert "\nmax_open_requests=10000\n" in written.read_text()
     finally:
         pushpin.close()
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let this process, and what it starts, have as many open files as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def count_answers(
+    pushpin_port: int, origin_port: int, count: int
+) -> Counter[str]:
+    """Return how many clients, who all come at once, are told what before the origin answers."""
+    is_over = asyncio.Event()
+
+    async def wait(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await is_over.wait()
+        writer.close()
+
+    async def ask() -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", pushpin_port)
+        writer.write(b"GET /events/?channel=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        clients.append(writer)
+        try:
+            line = await asyncio.wait_for(reader.readline(), 5)
+        except TimeoutError:
+            return "waits"
+        return line.decode().strip()
+
+    clients: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(
+        wait, "127.0.0.1", origin_port, backlog=count
+    ):
+        answers = await asyncio.gather(*[ask() for _ in range(count)])
+        is_over.set()
+        for client in clients:
+            client.close()
+    return Counter(answers)
+
+
+def test_crowd_that_comes_at_once_is_not_refused(many_files: None) -> None:
+    """A plain EventSource gives up for good at a 502."""
+    origin_port = free_port()
+    pushpin = Pushpin(origin_port)
+    try:
+        found = asyncio.run(count_answers(pushpin.port, origin_port, 1000))
+    finally:
+        pushpin.close()
+
+    assert found == {"waits": 1000}

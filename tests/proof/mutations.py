@@ -970,6 +970,11 @@ MUTATIONS = [
         "tests/integration/test_asgi_threads.py::test_nothing_is_kept_open_in_a_thread_that_waits",
     ),
     Mutation(
+        "a crowd behind Pushpin gets 502", "deploy/pushpin/__init__.py",
+        "[address] * PIPES", "[address]",
+        "tests/acceptance/test_held_streams.py::test_crowd_that_comes_at_once_is_not_refused",
+    ),
+    Mutation(
         "zurl makes 2,000 requests at once", "deploy/pushpin/__init__.py",
         "        if not source.exists():\n", "        if True:\n",
         "tests/acceptance/test_held_streams.py::test_as_many_are_asked_for_at_once_as_there_may_be",
