@@ -106,7 +106,10 @@ class _Threads:
     @contextmanager
     def lend(self) -> Iterator[None]:
         """Have what is called in here, and is sensitive to threads, in a thread of its own."""
-        executor = self._idle.pop() if self._idle else ThreadPoolExecutor(1)
+        try:
+            executor = self._idle.pop()
+        except IndexError:
+            executor = ThreadPoolExecutor(1)
         context = ThreadSensitiveContext()
         SyncToAsync.context_to_thread_executor[context] = executor
         token = SyncToAsync.thread_sensitive_context.set(context)
@@ -245,11 +248,9 @@ def hold_streams(application: Application) -> Application:
     streams: each middleware is made twice. Around anything else, that answers them, too.
     """
     line, threads = _Line(), _Threads()
-    inner = application
-    if getattr(
-        application, "handles_files", False
-    ):  # as Django marks its handler of these
-        inner = application.application  # type: ignore[attr-defined]
+    # As Django marks its handler of static files.
+    is_around = getattr(application, "handles_files", False)
+    inner = application.application if is_around else application  # type: ignore[attr-defined]
     is_djangos = type(inner) is ASGIHandler
     stream_application: Application = _Handler() if is_djangos else application
 

@@ -10,7 +10,7 @@ All is said by the environment:
   PUSHPIN_PORT             where browsers connect, 7999
   PUSHPIN_DIR              a short path for configuration, sockets and logs; by default a new
                            temporary folder, which is removed at the end
-  PUSHPIN_MAX_CONNECTIONS  most clients, 10000: twice as many as are expected
+  PUSHPIN_MAX_CONNECTIONS  most clients, 10000; have it twice as many as will come
   PUSHPIN_METRICS_PORT     of its Prometheus page; by default none
   PUSHPIN_STANDBY_PORT     of 127.0.0.1, for what answers while no web process does, 7997
   PUSHPIN_HOST             address on which browsers are served, 127.0.0.1

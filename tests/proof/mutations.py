@@ -951,7 +951,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a thread is for one request alone", "eventstream/asgi.py",
-        "self._idle.pop() if self._idle else ThreadPoolExecutor(1)", "ThreadPoolExecutor(1)",
+        "executor = self._idle.pop()", "executor = ThreadPoolExecutor(1)",
         "tests/integration/test_asgi_threads.py::test_thread_is_kept_for_the_next_request",
     ),
     Mutation(
